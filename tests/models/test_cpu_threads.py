@@ -123,6 +123,7 @@ def one_core_quota() -> Any:
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) == 1, reason="needs two cores")
+@pytest.mark.slow
 def test_threads_under_a_real_quota(one_core_quota: Path) -> None:
     enter = f"import os; open({str(one_core_quota)!r}, 'w').write(str(os.getpid()))\n"
     assert python(enter + BUILD).stdout == "1\n"

@@ -142,6 +142,7 @@ def test_gradients_of_compiled_layers_products(bias: bool) -> None:
     assert gradcheck(traced_product, inputs)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_learns_what_an_eager_one_does() -> None:
     """20 steps of AdamW: the largest relative difference of a loss is float32's rounding."""
     config = TransformerConfig(

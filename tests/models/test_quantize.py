@@ -246,7 +246,7 @@ def test_updates_train_beside_it(base: Path) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_recomputed_and_compiled_it_is_the_same(base: Path, compile: bool) -> None:
     gradients = []
     for prepared in (False, True):

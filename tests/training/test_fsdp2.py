@@ -105,6 +105,7 @@ def check_same(folder: Path, other: Path, rel: float = 1e-5) -> None:
     ).read_text().count("\n")
 
 
+@pytest.mark.slow
 def test_four_sharded_processes_equal_one(train: Callable, one: Path) -> None:
     check_same(train("four", 4, 2, "--trainer.strategy", "fsdp2"), one)
 
@@ -345,6 +346,7 @@ def _float8() -> None:
         parallel.parallelize(model, mesh=mesh)
 
 
+@pytest.mark.slow
 def test_float8_on_parts_is_float8(tmp_path: Path) -> None:
     together(_float8, tmp_path)
 

@@ -186,6 +186,7 @@ def of_ranks(rank: int, folder: Path, base: Path, rows: Path, ranks: int) -> int
     return 0
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(base: Path, rows: Path, tmp_path: Path) -> None:
     for ranks in (1, 2):
         folder = tmp_path / str(ranks)
