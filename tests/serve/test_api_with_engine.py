@@ -16,7 +16,6 @@ import jsonschema
 import pytest
 import torch
 
-from lit_llm.models.config import TransformerConfig
 from lit_llm.models.generation.generate import generate
 from lit_llm.models.generation.sampling import GREEDY
 from lit_llm.models.hub.adapters import save_adapter
@@ -25,7 +24,6 @@ from lit_llm.models.kernels.device import has_fast_bf16
 from lit_llm.models.kernels.packed import pack_linears
 from lit_llm.models.lora import LoRAConfig, apply_lora
 from lit_llm.models.tokenizer import Tokenizer
-from lit_llm.models.transformer import Transformer
 from lit_llm.people.gate import Gate
 from lit_llm.people.store.database import Store
 from lit_llm.serve.api.service import Service
@@ -33,6 +31,7 @@ from lit_llm.serve.loading import load_served
 from lit_llm.serve.options import server_parser
 from tests.serve.running import Running, serving
 from tests.serve.test_chat_api import error_of, joined
+from tests.tiny_model import write_tiny_model
 
 CONTEXT = 512
 
@@ -41,17 +40,7 @@ CONTEXT = 512
 def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
     """A model and, in "adapter", a LoRA adapter that changes its answers."""
     place = tmp_path_factory.mktemp("engine") / "tiny"
-    torch.manual_seed(0)
-    config = TransformerConfig(
-        vocab_size=tokenizer.vocab_size, hidden_size=32, num_layers=2, num_heads=4,
-        max_seq_len=CONTEXT, bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id,
-        pad_token_id=tokenizer.pad_id,
-    )  # fmt: skip
-    model = Transformer(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(place)
-    tokenizer.save_pretrained(place, model_max_length=CONTEXT)
+    model = write_tiny_model(place, tokenizer, CONTEXT)
     apply_lora(model, LoRAConfig(rank=2, alpha=4))
     for name, parameter in model.named_parameters():
         if "lora" in name:
