@@ -7,7 +7,7 @@
 Both programs train on the same conversations with the same labels, in float32 and without
 activation checkpointing; TRL gets the token ids that our data module made. The cases:
 
-- "full", "LoRA": four rows a step, padded to the longest of them, on both sides;
+- "full", "LoRA": four rows a step, the same ones, padded to the longest of them, on both sides;
 - "defaults, short": questions and answers of Python's docstrings, whose lengths vary as those of
   real examples do, with each side's defaults: ours packs rows of 1,024 tokens, TRL pads 8 examples;
 - "packed": the same, with each side's own packing into rows of 1,024 tokens;
@@ -48,17 +48,19 @@ THINKING = (
 # Case -> what differs from DEFAULT. "words" is the number of words in a question and an answer.
 DEFAULT: dict[str, Any] = {
     "lora": False, "packing": False, "peer_packing": False, "micro": 4, "seq_len": 512,
-    "words": (20, 120), "turns": 1, "thinking": False, "docstrings": False, "goal": 1.4,
+    "words": (20, 120), "turns": 1, "thinking": False, "docstrings": False, "same_batches": True,
+    "goal": 1.4,
 }  # fmt: skip
 CASES: dict[str, dict[str, Any]] = {
     "full": {},
     "LoRA": {"lora": True, "goal": 1.3},
     "defaults, short": {"docstrings": True, "packing": True, "micro": 1, "seq_len": 1024,
-                        "peer_micro": 8, "goal": 2.0},
+                        "same_batches": False, "peer_micro": 8, "goal": 2.0},
     "packed": {"docstrings": True, "packing": True, "peer_packing": True, "micro": 1,
-               "seq_len": 1024, "goal": 1.3},
+               "same_batches": False, "seq_len": 1024, "goal": 1.3},
     "reasoning, six turns": {"turns": 6, "thinking": True, "micro": 1, "words": (12, 30),
-                             "seq_len": 1024, "peer_micro": 6, "goal": 2.0},
+                             "same_batches": False, "seq_len": 1024, "peer_micro": 6,
+                             "goal": 2.0},
 }  # fmt: skip
 
 

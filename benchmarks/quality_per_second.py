@@ -7,7 +7,8 @@ by side.
 Every contender trains on the same tokens of the same corpus folder for the same time, with its own
 model shape, batch, optimizer and schedule (the peers 4,096 tokens a step in sequences of 512: with
 8,192 nanochat is worse, see docs/decisions.md; ours as in configs/pretrain/quickstart.yaml, and
-"fast" the same with `FAST` of parts.py), and is scored by the same function (contenders/bpb.py:
+"fast" the same with `FAST` of parts.py; "nanochat-tuned" with 7 times its own rates and heads of
+128), and is scored by the same function (contenders/bpb.py:
 windows of 512) on the corpus's validation documents: bits per byte, lower is better. Compilation
 and evaluation are outside the time for all. Rounds are interleaved (ours, nanochat, litgpt, ours,
 ...), so that a machine that slows down slows all of them; a round's seed sets initial weights and
@@ -32,7 +33,15 @@ from parts import FAST
 from record import commit, write_result
 
 HERE = Path(__file__).resolve().parent
-CONTENDERS = ("ours", "fast", "nanochat", "litgpt")
+# Contender -> its program in contenders/ and the options of its program.
+CONTENDERS: dict[str, tuple[str, dict[str, object]]] = {
+    "ours": ("ours_run.py", {}),
+    "fast": ("ours_run.py", {"--fields": json.dumps(FAST)}),
+    "nanochat": ("nanochat_run.py", {"--head-dim": 64}),
+    # The best of a sweep (docs/decisions.md): nanochat's own rates are for larger batches.
+    "nanochat-tuned": ("nanochat_run.py", {"--head-dim": 128, "--lr-scale": 7}),
+    "litgpt": ("litgpt_run.py", {}),
+}
 
 
 def prepare(corpus_folder: Path, out: Path) -> dict[str, object]:
@@ -66,23 +75,21 @@ def run_once(
     name: str, args: argparse.Namespace, prepared: Path, seed: int, scratch: Path
 ) -> dict[str, object]:
     """One contender, one seed, in a process of its own."""
-    ours = name in ("ours", "fast")
-    python = sys.executable if ours else args.peers_python
+    program, options = CONTENDERS[name]
+    python = sys.executable if program == "ours_run.py" else args.peers_python
     out = scratch / f"{name}-{seed}.json"
     command = [
         python,
-        HERE / "contenders" / ("ours_run.py" if ours else f"{name}_run.py"),
+        HERE / "contenders" / program,
         "--prepared",
         prepared,
         "--seconds",
         args.seconds,
     ]
     command += ["--seed", seed, "--out", out]
-    if name == "fast":
-        command += ["--fields", json.dumps(FAST)]
-    if name == "nanochat":
+    command += [part for option in options.items() for part in option]
+    if program == "nanochat_run.py":
         command += ["--nanochat", args.nanochat.resolve(), "--dtype", args.nanochat_dtype]
-        command += ["--lr-scale", args.nanochat_lr_scale, "--head-dim", args.nanochat_head_dim]
     load_before = os.getloadavg()[0]
     log = scratch / f"{name}-{seed}.log"
     with log.open("w") as stream:
@@ -96,7 +103,7 @@ def run_once(
 
 def table(runs: list[dict], medians: dict[str, float]) -> str:
     lines = [
-        f"{'':10}{'bits/byte':>10}{'of ours':>11}{'tokens/s':>10}{'tokens':>12}{'parameters':>12} "
+        f"{'':15}{'bits/byte':>10}{'of ours':>11}{'tokens/s':>10}{'tokens':>12}{'parameters':>12} "
         f" runs"
     ]
     for name, median in medians.items():
@@ -104,7 +111,7 @@ def table(runs: list[dict], medians: dict[str, float]) -> str:
         middle = min(own, key=lambda run: abs(run["bits_per_byte"] - median))
         scores = " ".join(f"{run['bits_per_byte']:.4f}" for run in own)
         lines.append(
-            f"{name:10}{median:10.4f}{median / medians['ours']:10.3f}x"
+            f"{name:15}{median:10.4f}{median / medians['ours']:10.3f}x"
             f"{middle['tokens_per_second']:10,.0f}"
             f"{middle['tokens']:12,}{middle['parameters']:12,}  {scores}"
         )
@@ -120,13 +127,9 @@ def main() -> None:
         "--nanochat", type=Path, required=True, help="checkout of karpathy/nanochat"
     )
     parser.add_argument("--nanochat-dtype", choices=["float32", "bfloat16"], default="bfloat16")
-    parser.add_argument(
-        "--nanochat-lr-scale", type=float, default=1.0, help="times the rates its own scaling gives"
-    )
-    parser.add_argument("--nanochat-head-dim", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--peers-python", type=Path, default=HERE.parent / ".venv-peers/bin/python")
     parser.add_argument("--result", default="quality_per_second", help="name of the JSON")
     args = parser.parse_args()
@@ -152,7 +155,7 @@ def main() -> None:
                 run = run_once(name, args, prepared, seed, scratch)
                 runs.append(run)
                 print(
-                    f"round {seed + 1}  {name:10}{run['bits_per_byte']:8.4f} bits/byte", flush=True
+                    f"round {seed + 1}  {name:15}{run['bits_per_byte']:8.4f} bits/byte", flush=True
                 )
 
     medians = {

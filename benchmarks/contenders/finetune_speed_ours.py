@@ -1,6 +1,6 @@
 """One timed finetuning run by SFTModule, for finetune.py: python finetune_speed_ours.py JOB.json.
 
-It also writes the token ids and labels of the training rows beside the job, for TRL.
+It also writes the token ids and labels of the examples beside the job, for TRL.
 """
 
 from __future__ import annotations
@@ -38,16 +38,27 @@ def data_of(job: dict[str, Any], **settings: Any) -> InstructionDataModule:
     )  # fmt: skip
 
 
+def write_rows(file: Path, job: dict[str, Any], used: list[dict[str, Any]]) -> None:
+    """Write the examples for TRL: all of them, or those that we have used in their order."""
+    if job["same_batches"]:
+        pairs = [(row["input_ids"], row["labels"], int((row["document_ids"] >= 0).sum()))
+                 for row in used]  # fmt: skip
+    else:
+        apart = data_of(job, share_prefixes=False)
+        apart.prepare_data()
+        pairs = [(tree.input_ids, tree.labels, len(tree.labels))
+                 for tree in apart.examples("train")]  # fmt: skip
+    # TRL takes a label at the place of its own token.
+    rows = [
+        {"input_ids": [*ids[:size].tolist(), int(max(labels[size - 1], 0))],
+         "labels": [IGNORE, *labels[:size].tolist()]}
+        for ids, labels, size in pairs
+    ]  # fmt: skip
+    file.write_text(json.dumps(rows))
+
+
 def main(job: dict[str, Any], folder: Path) -> None:
     torch.set_num_threads(job["threads"])
-    peer = data_of(job, share_prefixes=False)
-    peer.prepare_data()
-    rows = [
-        {"input_ids": [*tree.input_ids.tolist(), int(max(tree.labels[-1], 0))],
-         "labels": [IGNORE, *tree.labels.tolist()]}
-        for tree in peer.examples("train")
-    ]  # fmt: skip
-    (folder / "trl_rows.json").write_text(json.dumps(rows))
     data = data_of(job, packing=job["packing"], micro_batch_size=job["micro"])
     clock = Clock()
     trainer = L.Trainer(
@@ -63,16 +74,18 @@ def main(job: dict[str, Any], folder: Path) -> None:
     trainer.fit(module, data)
     tokens = int(data.supervised_tokens[1 : job["steps"]].sum())
     used = [data.train_dataset[i] for i in range(job["steps"] * data.rows_per_step)]
-    longest = job["seq_len"]
-    if not job["packing"]:  # batches are cut to their longest row
-        longest = max(int((row["document_ids"] >= 0).sum()) for row in used)
-    filled = sum(int((row["document_ids"] >= 0).sum()) for row in used)
+    filled = [int((row["document_ids"] >= 0).sum()) for row in used]
+    micro, computed = job["micro"], len(used) * job["seq_len"]
+    if not job["packing"]:  # a batch is cut to its longest row
+        batches = [filled[start : start + micro] for start in range(0, len(filled), micro)]
+        computed = sum(len(batch) * max(batch) for batch in batches)
+    write_rows(folder / "trl_rows.json", job, used)
     print(
         json.dumps(
             {
                 "tokens_per_second": tokens / (clock.ends[-1] - clock.ends[0]),
                 "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-                "padding": 1 - filled / (longest * len(used)),
+                "padding": 1 - sum(filled) / computed,
             }
         )
     )

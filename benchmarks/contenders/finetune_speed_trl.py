@@ -57,6 +57,7 @@ def main(job: dict[str, Any], folder: Path) -> None:
         gradient_checkpointing=False, learning_rate=1e-5, max_steps=job["steps"],
         per_device_train_batch_size=job.get("peer_micro", job["micro"]),
         max_length=job["seq_len"] if job["peer_packing"] else None, packing=job["peer_packing"],
+        train_sampling_strategy="sequential" if job["same_batches"] else "random",
         save_strategy="no", report_to="none", disable_tqdm=True, logging_steps=10**6, seed=1,
     )  # fmt: skip
     clock = Clock()

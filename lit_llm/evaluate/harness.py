@@ -28,7 +28,7 @@ from tqdm import tqdm
 from lit_llm.data.chat.chat_format import ChatFormat
 from lit_llm.errors import UserError
 from lit_llm.evaluate.decode import Decoding, decode
-from lit_llm.evaluate.eval_mode import eval_mode
+from lit_llm.evaluate.measuring import measuring
 from lit_llm.models.hub.generation_config import eos_ids
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
@@ -251,7 +251,7 @@ class HarnessLM(TemplateLM):
             for continuation in continuations:
                 places += range(end - len(continuation), end)
                 labels += continuation
-        with eval_mode(self.model):
+        with measuring(self.model):
             x_NC = self.model.hidden_states(ids.to(self.device)).flatten(0, 1)
             logits_NV = self.model.logits(x_NC[torch.tensor(places, device=self.device)]).float()
             labels_N = torch.tensor(labels, device=self.device)
@@ -298,7 +298,7 @@ class HarnessLM(TemplateLM):
         def answer(job: tuple[Decoding, list[tuple[int, list[int]]]]) -> list[str]:
             how, members = job
             seeds, prompts = [number for number, _ in members], [prompt for _, prompt in members]
-            with eval_mode(self.model):
+            with measuring(self.model):
                 return decode(self.model, self.tokenizer, prompts, how, seeds=seeds, stop_ids=ends)
 
         answers = [""] * len(requests)

@@ -304,12 +304,11 @@ def parameter_groups(
         )
         named[kind].append(p)
     muon = optimizer == "muon_adamw"
-    rates = {"lora_b": lr * ratio}
+    rates = {"matrices": lr, "lora_b": lr * ratio}
     # The ratios of nanochat. The rates of embedding and head fall with the root of the width.
     if muon:
         scale = (768 / model_width(model)) ** 0.5
-        rates = {
-            "matrices": lr,
+        rates |= {
             "embedding": lr * 15 * scale,
             "head": lr * 0.2 * scale,
             "vectors": lr * 0.5,
@@ -324,8 +323,8 @@ def parameter_groups(
                 "weight_decay": weight_decay if kind in ("matrices", "lora_b") else 0.0,
             }
             groups.append(group)
-            if muon and kind == "matrices":
-                groups[-1]["muon"] = True
+            if muon and kind in ("matrices", "lora_b"):
+                group["muon"] = True
     return groups
 
 

@@ -23,9 +23,9 @@ SETTINGS = st.builds(
     frequency_penalty=st.sampled_from([0.0, -0.4]),
     logit_bias=st.sampled_from([{}, {3: 5.0, 4: -100.0}]),
     temperature=st.sampled_from([0.0, 0.6, 1.0, 2.0]),
-    top_k=st.sampled_from([0, 1, 7, 100]),
-    top_p=st.sampled_from([1.0, 0.5, 0.9]),
-    min_p=st.sampled_from([0.0, 0.1]),
+    top_k=st.sampled_from([None, 1, 7, 100]),
+    top_p=st.sampled_from([None, 1.0, 0.5, 0.9]),
+    min_p=st.sampled_from([None, 0.0, 0.1]),
 )
 
 
@@ -40,7 +40,7 @@ def expected_token(logits: torch.Tensor, row: SamplingRow) -> int:
         logits[token] += bias
     if s.temperature == 0:
         return int(logits.argmax())
-    theirs = Sampling(1.0, s.temperature, s.top_k or None, s.top_p, s.min_p)
+    theirs = Sampling(1.0, s.temperature, s.top_k, s.top_p, s.min_p)
     total = probabilities(logits[None], theirs)[0].double().cumsum(0)
     return int((total > row.uniform * total[-1]).int().argmax())
 

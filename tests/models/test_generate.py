@@ -211,11 +211,12 @@ def test_an_interrupted_stream_leaves_a_sound_cache(
 
 def test_between_tokens_the_caller_is_left_alone(model: Transformer) -> None:
     model.train()
+    model.embed.eval()  # a module that the caller has set apart
     tokens = stream(model, [1, 2], 5)
     next(tokens)
     assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
     tokens.close()
-    assert model.training
+    assert model.training and not model.embed.training
     model.eval()
 
 

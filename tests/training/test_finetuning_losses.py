@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from lit_llm import LoRAConfig, SFTModule, Transformer, TransformerConfig, UserError
 from lit_llm.models.lora import lora_layers
 from lit_llm.training.finetuning.neftune import EmbeddingNoise
-from lit_llm.training.optimizers import parameter_groups
+from lit_llm.training.optimizers import OptimizerName, parameter_groups
 
 LORA = LoRAConfig(rank=4)
 DORA = LoRAConfig(rank=4, dora=True)
@@ -239,14 +239,18 @@ def test_the_planner_learns_what_is_beside_the_base(
     assert module.bytes_beside_base == (4 * all_weights if weights == 4 else weights)
 
 
-def test_the_rate_of_b_over_a(base: Path) -> None:
+@pytest.mark.parametrize(("optimizer", "muon"), [("adamw", False), ("muon_adamw", True)])
+def test_the_rate_of_b_over_a(base: Path, optimizer: OptimizerName, muon: bool) -> None:
     module = built(base, lora=LoRAConfig(rank=4, dora=True, lr_ratio=16.0))
-    groups = parameter_groups(module.network, "adamw", 1e-3, 0.1)
-    rates = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    groups = parameter_groups(module.network, optimizer, 1e-3, 0.1)
+    rates = {
+        id(p): (g["lr"], g["weight_decay"], g.get("muon", False))
+        for g in groups for p in g["params"]
+    }  # fmt: skip
     for layer in lora_layers(module.network):
-        assert rates[id(layer.lora_a)] == (1e-3, 0.1)
-        assert rates[id(layer.lora_b)] == (1.6e-2, 0.1)
-        assert rates[id(layer.lora_magnitude)] == (1e-3, 0.0)
+        assert rates[id(layer.lora_a)] == (1e-3, 0.1, muon)
+        assert rates[id(layer.lora_b)] == (1.6e-2, 0.1, muon)
+        assert rates[id(layer.lora_magnitude)] == (5e-4 if muon else 1e-3, 0.0, False)
     assert len(rates) == 3 * len(lora_layers(module.network))
     one = parameter_groups(built(base, lora=LORA).network, "adamw", 1e-3, 0.1)
     assert [group["name"] for group in one] == ["matrices"]

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from lit_llm.evaluate.eval_mode import eval_mode
+from lit_llm.evaluate.measuring import measuring
 from lit_llm.models.transformer import Transformer
 
 Row = tuple[list[int], list[int]]
@@ -70,7 +70,7 @@ def _log_probabilities(model: Transformer, rows: Sequence[Row]) -> Iterator[Tens
         ids_BT = torch.zeros(len(some), max(len(p) + len(a) for p, a in some), dtype=torch.long)
         for row, (prompt, answer) in enumerate(some):
             ids_BT[row, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
-        with eval_mode(model):
+        with measuring(model):
             x_BTC = model.hidden_states(ids_BT.to(device))
             found = [
                 model.logits(x_BTC[row, len(prompt) - 1 :][: len(answer)]).float().cpu()

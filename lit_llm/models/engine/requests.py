@@ -6,23 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from lit_llm.models.generation.sampling import Sampling
+
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 @dataclass(frozen=True)
-class SamplingSettings:
-    """How the next token of one answer is drawn. Applied in the order of the fields."""
+class SamplingSettings(Sampling):
+    """`Sampling` with the settings of OpenAI's API, which apply after the repetition penalty."""
 
-    repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
+    """Taken off the logit of each token that the answer has so far."""
     frequency_penalty: float = 0.0
+    """Taken off the logit of a token once for each time that the answer has it."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    temperature: float = 1.0
-    """0: the most likely token."""
-    top_k: int = 0
-    """0: all tokens."""
-    top_p: float = 1.0
-    min_p: float = 0.0
+    """Token id -> what is added to its logit."""
 
 
 @dataclass(frozen=True)

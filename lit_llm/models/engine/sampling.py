@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_llm.models.engine.requests import GeneratedToken, SamplingSettings
-from lit_llm.models.generation.sampling import GREEDY_BELOW
 
 BLOCK = 256
 """Tokens of a block of the vocabulary in a draw."""
@@ -45,20 +44,16 @@ class SamplingRow:
     mask: Tensor | None = None
 
     @property
-    def is_greedy(self) -> bool:
-        return self.settings.temperature < GREEDY_BELOW
-
-    @property
     def is_filtered(self) -> bool:
-        """Whether top-k, top-p or min-p leave tokens out."""
+        """Whether top-k, top-p or min-p may leave tokens out."""
         s = self.settings
-        return s.top_k > 0 or s.top_p < 1 or s.min_p > 0
+        return s.top_k is not None or s.top_p not in (None, 1) or bool(s.min_p)
 
 
 def choose(logits_RV: Tensor, rows: Sequence[SamplingRow]) -> list[GeneratedToken | None]:
     """Return the next token of each row of ``logits_RV``, float32 (R, V), which may be changed.
 
-    The settings apply in the order of `SamplingSettings`, a grammar's mask before the temperature.
+    Penalties and biases come first, then a grammar's mask, the temperature, top-k, top-p and min-p.
     None stands for a row in which no token can be chosen: all are excluded, or a logit is NaN.
     """
     logprobs = _logprobs(logits_RV, rows)
@@ -68,7 +63,7 @@ def choose(logits_RV: Tensor, rows: Sequence[SamplingRow]) -> list[GeneratedToke
     logits_RV[~possible_R] = 0.0
     chosen = [0] * len(rows)
     for greedy in (True, False):
-        some = [i for i, row in enumerate(rows) if row.is_greedy == greedy]
+        some = [i for i, row in enumerate(rows) if row.settings.is_greedy == greedy]
         if some:
             values_RV = logits_RV if len(some) == len(rows) else logits_RV[some]
             best = _best(values_RV) if greedy else _draw(values_RV, [rows[i] for i in some])
@@ -217,8 +212,8 @@ def _filter_best(
     V, device = logits_RV.shape[1], logits_RV.device
     best_RN, ids_RN = logits_RV.topk(count, dim=-1)
     top_k_R1 = torch.tensor([[s.top_k or V] for s in settings], device=device)
-    top_p_R1 = torch.tensor([[s.top_p] for s in settings], device=device)
-    min_p_R1 = torch.tensor([[s.min_p] for s in settings], device=device)
+    top_p_R1 = torch.tensor([[s.top_p or 1.0] for s in settings], device=device)
+    min_p_R1 = torch.tensor([[s.min_p or 0.0] for s in settings], device=device)
     gone_RN = torch.arange(count, device=device) >= top_k_R1
     # Probabilities among the tokens that top-k keeps. Both kernels compute each row by itself.
     probabilities_RN = torch.where(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lit_llm.errors import UserError
 from lit_llm.models.attention import KVCache
+from lit_llm.models.eval_mode import eval_mode
 from lit_llm.models.generation.sampling import Sampler, Sampling
 from lit_llm.models.transformer import Block, Transformer
 
@@ -166,15 +167,11 @@ def _decode(
 
     ``real_BS`` is False at padding.
     """
-    was_training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         for _ in range(max_new_tokens):
             token_B = _step(model, ids_BT, real_BS, cache, sampler)
             yield token_B
             ids_BT = token_B[:, None]
-    finally:
-        model.train(was_training)
 
 
 # inference_mode covers one step at a time. Around the loop it would stay on in the caller while a

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lit_llm.settings.ranges import SAMPLING, check_ranges
 
-GREEDY_BELOW = 1e-5
+_GREEDY_BELOW = 1e-5
 """Below this temperature the most likely token is taken, as in vLLM.
 
 Logits divided by a smaller temperature could overflow.
@@ -52,7 +52,7 @@ class Sampling:
     @property
     def is_greedy(self) -> bool:
         """Whether the most likely token is always taken."""
-        return self.temperature < GREEDY_BELOW
+        return self.temperature < _GREEDY_BELOW
 
 
 GREEDY = Sampling(temperature=0.0)

@@ -88,7 +88,7 @@ class SamplingBody(_Strict):
             frequency_penalty=self.frequency_penalty,
             logit_bias={int(token): bias for token, bias in self.logit_bias.items()},
             temperature=self.temperature,
-            top_k=self.top_k,
+            top_k=self.top_k or None,
             top_p=self.top_p,
             min_p=self.min_p,
         )

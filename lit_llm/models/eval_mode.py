@@ -1,23 +1,20 @@
-"""A model in eval mode for the time of a measurement."""
+"""A model in eval mode for some time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import nn
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Run ``model`` eagerly, in eval mode and without gradients; restore its modes afterwards."""
+    """Put ``model`` in eval mode; restore the mode of each of its modules afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        # Eager mode, because each length would be compiled as a new shape.
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            yield
+        yield
     finally:
         for module, training in modes:
             module.training = training
