@@ -30,7 +30,7 @@ from lit_llm.errors import UserError
 from lit_llm.io.atomic import sync, workspace_beside
 
 _LONGEST_QUESTION = 500  # characters of a text without turns that the manifest holds
-_FORMAT = 7  # version of the cached files; raise it when their format or encoding changes
+_FORMAT = 6  # version of the cached files; raise it when their format or encoding changes
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class _Encoded:
                 raise UserError(f"data.columns.{ours}: no row of data.sources has {theirs!r}")
 
     def rehearse(self, share: float) -> None:
-        """Add general questions until they are ``share`` of all training examples.
+        """Add general questions until they are ``share`` of all examples.
 
         The numbers of repetitions of two questions differ by one at most.
         """
@@ -214,8 +214,7 @@ class _Encoded:
                 f"data.rehearsal: no general question fits data.seq_len={self._seq_len}; raise it, "
                 "or set data.rehearsal=0"
             )
-        own = sum(example.split == "train" for example in self._examples)
-        wanted = round(share / (1 - share) * own)
+        wanted = round(share / (1 - share) * len(self._examples))
         self._examples += repeated(usable, [False] * len(usable), wanted)
 
     def _encode(

@@ -28,14 +28,10 @@ from lit_llm.training.callbacks import background
 from lit_llm.training.callbacks.throughput import ThroughputCallback
 from lit_llm.training.loggers import CSVLogger
 from lit_llm.training.pretrain import PretrainModule
+from tests.processes import SERVER
 
 STEPS = 24
 CALL = "a call"
-SERVER = multiprocessing.get_context("forkserver")
-# The last three are imported when first needed.
-SERVER.set_forkserver_preload(
-    ["lit_llm.fit.command", "litdata", "safetensors.torch", "torch.utils.tensorboard"]
-)
 
 
 def run(

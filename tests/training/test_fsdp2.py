@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -34,6 +33,7 @@ from lit_llm.models.parallel.sharded import (
     whole_state_dict,
 )
 from lit_llm.training import optimizers
+from tests.processes import run_processes
 
 STEPS = 20
 TP = (
@@ -170,7 +170,7 @@ def test_a_share_of_blocks_is_a_share() -> None:
 
 def together(check: Callable[[], None], tmp_path: Path) -> None:
     rendezvous = str(tmp_path / "rendezvous")
-    mp.spawn(_enter, (check, rendezvous), nprocs=2)  # type: ignore[no-untyped-call]
+    run_processes(_enter, (check, rendezvous), 2)
 
 
 def _enter(rank: int, check: Callable[[], None], file: str) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 
 from lit_llm import Transformer, TransformerConfig
@@ -19,6 +18,7 @@ from lit_llm.models.meta import meta_transformer
 from lit_llm.models.parallel import parallelize as parallel
 from lit_llm.models.parallel.sharded import local, whole
 from lit_llm.training import optimizers
+from tests.processes import run_processes
 
 CONFIG = TransformerConfig(
     vocab_size=37, hidden_size=32, num_layers=3, num_heads=4, num_kv_heads=2, max_seq_len=16,
@@ -90,4 +90,4 @@ def _equals_one(data: int, tensor: int) -> None:
 @pytest.mark.parametrize(("data", "tensor"), [(2, 1), (1, 2)], ids=["sharded", "cut"])
 def test_two_processes_equal_one(tmp_path: Path, data: int, tensor: int) -> None:
     check = partial(_equals_one, data, tensor)
-    mp.spawn(_enter, (check, str(tmp_path / "rendezvous")), nprocs=2)  # type: ignore[no-untyped-call]
+    run_processes(_enter, (check, str(tmp_path / "rendezvous")), 2)

@@ -19,9 +19,9 @@ import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch.distributed.tensor import DTensor
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from lit_llm import Checkpoint, FSDP2Strategy, PretrainModule, UserError
 from lit_llm.lightning_internals import has_own_format
@@ -35,6 +35,7 @@ from lit_llm.models.parallel.sharded_checkpoint import (
 )
 from lit_llm.training.callbacks import checkpoint as callback
 from lit_llm.training.callbacks.checkpoint_folder import checkpoints, damage, newest_whole, tidy
+from tests.processes import run_processes
 
 STEPS = 6
 # Five heads' worth of rows that four processes share unevenly, and norms.
@@ -103,7 +104,7 @@ def fit(
 
 def processes(number: int, check: Callable[[Path], None], tmp_path: Path) -> None:
     """Run ``check`` in as many processes, which Lightning takes for torchrun's."""
-    mp.spawn(_enter, (number, check, tmp_path), nprocs=number)  # type: ignore[no-untyped-call]
+    run_processes(_enter, (number, check, tmp_path), number)
 
 
 def _enter(rank: int, number: int, check: Callable[[Path], None], tmp_path: Path) -> None:
@@ -225,7 +226,7 @@ def test_a_disk_full_on_one_process_ends_all(tmp_path: Path) -> None:
 
 
 def test_killed_while_it_writes(tmp_path: Path) -> None:
-    with pytest.raises((mp.ProcessExitedException, mp.ProcessRaisedException)):
+    with pytest.raises((ProcessExitedException, ProcessRaisedException)):
         processes(2, _killed, tmp_path)
     folder = tmp_path / "killed"
     assert (folder / "step-00000004.ckpt.part").is_dir()

@@ -25,8 +25,8 @@ def rehearsal_cost(data: Any) -> dict[str, Any] | None:
     sources = [data.sources] if isinstance(data.sources, str) else data.sources
     if GENERAL in sources:
         return None  # its own weight decides
-    train = read_json(data.datacard_file)["splits"]["train"]
-    examples, all_tokens = train["examples"], train["tokens"]
+    splits = read_json(data.datacard_file)["splits"]
+    examples, all_tokens = splits["train"]["examples"], splits["train"]["tokens"]
     lengths = []
     for _, row in read_rows(GENERAL):
         assert isinstance(row, dict)  # a file of the package
@@ -35,8 +35,10 @@ def rehearsal_cost(data: Any) -> dict[str, Any] | None:
         lengths.append(len(ids) + len(data.tokenizer.encode(answer["content"])) + 1)
     used, share = data.rehearsal > 0, data.rehearsal or SHARE
     ratio = share / (1 - share)
-    own = examples / (1 + ratio) if used else examples
-    tokens = round(ratio * own * sum(lengths) / len(lengths))
+    # Examples that are held out of the sources count too when the share is made.
+    held_out = 0 if data.validation else splits["validation"]["examples"]
+    own = (examples - ratio * held_out) / (1 + ratio) if used else examples
+    tokens = round(ratio * (own + held_out) * sum(lengths) / len(lengths))
     return {
         "used": used,
         "share": share,
