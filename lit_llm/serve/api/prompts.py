@@ -104,7 +104,7 @@ def _read(number: int, message: dict[str, Any]) -> Message:
     where = f"messages[{number}]"
     found = {key: value for key, value in message.items() if value is not None}
     role = found.get("role")
-    if role not in _KEYS:
+    if not isinstance(role, str) or role not in _KEYS:
         raise refused(
             f"{where}.role is {role!r}; roles are {', '.join(_KEYS)}", param=f"{where}.role"
         )
