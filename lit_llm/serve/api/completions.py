@@ -83,9 +83,8 @@ def _prompt_ids(body: CompletionBody, model: ServedModel) -> list[int]:
     if wrong := next((i for i in ids if not 0 <= i < size), None):
         raise refused(f"prompt: there is no token {wrong}; the vocabulary has {size}", "prompt")
     if not ids:
-        raise refused(
-            "the prompt is empty, and this model has no token that begins a text", "prompt"
-        )
+        why = "" if isinstance(prompt, list) else ", and this model has no token that begins a text"
+        raise refused(f"the prompt is empty{why}", "prompt")
     return ids
 
 

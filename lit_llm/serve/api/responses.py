@@ -84,14 +84,20 @@ def _chat_body(body: ResponsesBody, tools: list[dict[str, Any]]) -> ChatBody:
         "top_p": body.top_p,
         "user": body.user,
         "reasoning_effort": None if body.reasoning is None else body.reasoning.effort,
-        "tool_choice": _choice(body.tool_choice),
+        "tool_choice": _choice(body.tool_choice, tools),
         "response_format": _format(body),
     }
     fields |= {name: value for name, value in given.items() if value is not None}
     return checked(ChatBody, fields)
 
 
-def _choice(choice: Any) -> Any:
+def _choice(choice: Any, tools: list[dict[str, Any]]) -> Any:
+    """``tool_choice`` of the chat API; None if nothing is left to choose from.
+
+    Clients send "auto" with every request, also where all of their tools are skipped.
+    """
+    if choice == "auto" and not tools:
+        return None
     if isinstance(choice, dict):
         if choice.get("type") != "function":
             raise refused("tool_choice names no function", param="tool_choice")
