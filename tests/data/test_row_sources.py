@@ -53,9 +53,31 @@ def test_csv_and_tsv(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("prompt,prompt\n")
     with pytest.raises(UserError, match="2 columns are named 'prompt'"):
         rows_of(tmp_path / "d.csv")
+    for text in ("prompt,réponse\nq,a\n".encode("latin-1"), "prompt,a\n".encode("utf-16")):
+        (tmp_path / "d.csv").write_bytes(text)
+        with pytest.raises(UserError, match=r"d\.csv: the first line is not UTF-8; save the file"):
+            rows_of(tmp_path / "d.csv")
     (tmp_path / "e.txt").write_text("x")
     with pytest.raises(UserError, match=r"read from \.jsonl, \.json, \.csv"):
         rows_of(tmp_path / "e.txt")
+
+
+def test_a_row_over_several_lines(tmp_path: Path) -> None:
+    """As editors and ``json.dump(..., indent=2)`` write a row, or an object with all rows."""
+    for value in (HELD, {"data": [HELD]}):
+        (tmp_path / "a.json").write_text(json.dumps(value, indent=2))
+        assert rows_of(tmp_path / "a.json")[0] == (
+            "an object over several lines; write one row a line, or an array of all rows"
+        )
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.jsonl.gz"])
+def test_a_clone_without_its_large_files(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    )
+    with pytest.raises(UserError, match=r"a pointer of Git LFS, .* fetch the file with git lfs"):
+        rows_of(tmp_path / name)
 
 
 def test_compressed_files(tmp_path: Path) -> None:
