@@ -317,6 +317,33 @@ def test_fields_without_effect_are_named(server: Running) -> None:
     assert server.chat(**{"frobnicat\u00e9": 1}).headers["x-ignored"] == "frobnicat\\xe9"
 
 
+def test_unknown_fields_inside_others(server: Running) -> None:
+    """Clients of several providers send hints for the cache of one of them to all."""
+    hint = {"cache_control": {"type": "ephemeral"}}
+    part = {"type": "text", "text": "hello"}
+    body = {
+        "messages": [{"role": "user", "content": [{**part, **hint}, part], **hint}],
+        "tools": [{**WEATHER, **hint}],
+        "tool_choice": {"type": "function", "function": {"name": "weather"}, **hint},
+        "stream": True,
+        "stream_options": {"continuous_usage_stats": True},
+    }
+    error_of(server.chat(**body))
+    server.service.unknown = "ignore"
+    assert set(server.chat(**body).headers["x-ignored"].split(", ")) == {
+        "messages.cache_control", "messages.content.cache_control", "tools.cache_control",
+        "tool_choice.cache_control", "stream_options.continuous_usage_stats",
+    }  # fmt: skip
+    assert "hellohello" in server.engine.tokenizer.decode(server.engine.running[-1].request.prompt)
+    tool = {"type": "function", "name": "weather", **hint}
+    items = [{"role": "user", "content": "hi", **hint}]
+    given = {"model": "tiny", "input": items, "tools": [tool], "text": hint}
+    answer = server.http.post("/v1/responses", json=given)
+    assert set(answer.headers["x-ignored"].split(", ")) == {
+        "input.cache_control", "text.cache_control", "tools.function.cache_control",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [

@@ -25,6 +25,7 @@ from lit_llm.serve.api.prompts import chat_prompt, writes_thoughts
 from lit_llm.serve.api.reader import Alternatives, Update
 from lit_llm.serve.api.schema import ChatBody, NamedTool, checked
 from lit_llm.serve.api.service import ServedModel
+from lit_llm.serve.api.unknown_keys import drop_unknown
 
 router = APIRouter()
 
@@ -34,6 +35,8 @@ async def chat_completions(request: Request) -> Response:
     """Answer a conversation, whole or as a stream of events."""
     service, key = service_of(request), key_of(request)
     fields, ignored = check_fields(await read_body(request), CHAT, service.unknown)
+    if service.unknown == "ignore":
+        ignored += drop_unknown(ChatBody, fields)
     body = checked(ChatBody, fields)
     ignored += body.without_effect
     if (backend := service.backends.get(body.model)) is not None:

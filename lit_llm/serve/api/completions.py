@@ -23,6 +23,7 @@ from lit_llm.serve.api.generation import Generation, Job
 from lit_llm.serve.api.reader import Alternatives, Update
 from lit_llm.serve.api.schema import CompletionBody, checked
 from lit_llm.serve.api.service import ServedModel
+from lit_llm.serve.api.unknown_keys import drop_unknown
 
 router = APIRouter()
 
@@ -32,6 +33,8 @@ async def completions(request: Request) -> Response:
     """Continue a text, whole or as a stream of events."""
     service, key = service_of(request), key_of(request)
     fields, ignored = check_fields(await read_body(request), COMPLETIONS, service.unknown)
+    if service.unknown == "ignore":
+        ignored += drop_unknown(CompletionBody, fields)
     body = checked(CompletionBody, fields)
     ignored += body.without_effect
     model = service.model(body.model, key)

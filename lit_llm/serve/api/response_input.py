@@ -7,6 +7,8 @@ from typing import Any
 from lit_llm.serve.api.errors import refused
 
 _TEXT_PARTS = ("input_text", "output_text", "text")
+ITEM_KEYS = ("type", "role", "content", "id", "status", "phase")
+"""Keys of a message in the field ``input``."""
 
 
 def messages_of(given: Any, instructions: str | None) -> list[dict[str, Any]]:
@@ -55,7 +57,7 @@ def messages_of(given: Any, instructions: str | None) -> list[dict[str, Any]]:
 
 
 def _message(item: dict[str, Any], where: str) -> dict[str, Any]:
-    unknown = item.keys() - {"type", "role", "content", "id", "status", "phase"}
+    unknown = item.keys() - set(ITEM_KEYS)
     if unknown:
         name = sorted(unknown)[0]
         raise refused(f"{where} has the unknown key {name!r}", param=f"{where}.{name}")
