@@ -46,6 +46,23 @@ def _with_underscores(arg: str) -> str:
     return "--" + ".".join(parts) + equals + value
 
 
+def named_adapter(word: str) -> tuple[str | None, str]:
+    """Split ``NAME=DIR``, the value of ``--adapter``; the name is None in ``DIR`` alone.
+
+    A folder's own name may contain the sign, as in runs/lr=2e-4/adapter.
+    """
+    name, equals, folder = word.partition("=")
+    if not equals or not name or "/" in name or Path(word).expanduser().exists():
+        return None, word
+    return name, folder
+
+
+def adapter_name(folder: str) -> str:
+    """Name of an adapter without one: its folder's, and that of the run for its ``adapter/``."""
+    path = Path(folder).expanduser().resolve()
+    return path.parent.name if path.name == "adapter" else path.name
+
+
 class Parser(argparse.ArgumentParser):
     """An ``argparse.ArgumentParser`` for one verb of the command line.
 
