@@ -220,6 +220,45 @@ def test_a_schema_becomes_a_grammar(server: Running) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["json_object", "json_schema"])
+def test_an_answer_by_a_schema_or_a_call(server: Running, kind: str) -> None:
+    """Agents send both: the model calls tools, and its last answer follows the schema."""
+    llguidance = pytest.importorskip("llguidance")
+    schema = {
+        "type": "object", "properties": {"name": {"$ref": "#/$defs/who"}}, "required": ["name"],
+        "additionalProperties": False, "$defs": {"who": {"enum": ["ann", "eve"]}},
+    }  # fmt: skip
+    form: dict[str, Any] = {"type": kind}
+    if kind == "json_schema":
+        form["json_schema"] = {"name": "a", "schema": schema}
+    # Its parameters cannot be enforced, and no call of it is demanded.
+    other = {"type": "function", "function": {"name": "other", "parameters": {
+        "type": "object", "properties": {"a": {"uniqueItems": True}}}}}  # fmt: skip
+    answers = ['{"name":"ann"}', '{"name":"eve"}', '{"name":"weather","arguments":{}}',
+               '{"name":"other","arguments":{"a":[1]}}']  # fmt: skip
+    for place, text in enumerate(answers):
+        server.engine.script = lambda request, text=text: text
+        given = {"tools": [WEATHER, other], "response_format": form}
+        ((streamed, finish),) = joined(server.stream(**given))
+        message = server.chat(**given).json()["choices"][0]["message"]
+        if place < 2:
+            assert (streamed.content, finish) == (message["content"], "stop") == (text, "stop")
+        else:
+            call = json.loads(text)
+            assert finish == "tool_calls" and message["content"] is None
+            assert message["tool_calls"][0]["function"]["name"] == call["name"]
+            assert json.loads(streamed.calls[0]["arguments"]) == call["arguments"]
+        grammar = server.engine.running[-1].request.grammar
+        assert grammar is not None
+        matcher = llguidance.LLMatcher(
+            llguidance.LLTokenizer(server.engine.tokenizer.backend.to_str()), grammar
+        )
+        assert matcher.consume_tokens(server.engine.tokenizer.encode(text)), text
+    matcher.reset()
+    wrong = server.engine.tokenizer.encode('{"name":"bob"}' if kind == "json_schema" else "[1]")
+    assert matcher.validate_tokens(wrong) < len(wrong)
+
+
 def test_thoughts_are_split_off_and_counted(server: Running) -> None:
     server.engine.script = lambda request: "<think>\nwell now\n</think>\n\nyes"
     body = server.chat().json()
