@@ -412,8 +412,9 @@ def test_prompts_of_every_kind_of_file(tmp_path: Path, name: str, content: str) 
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [('["one", 2]', "element 2"), ('{"prompt": "x"}', "not an array"), ("[", "not valid JSON")],
-)
+    [('["one", 2]', "element 2"), ('{"prompt": "x"}', "not an array"), ("[", "not valid JSON"),
+     ("[" * 100_000, "not valid JSON")],
+)  # fmt: skip
 def test_an_array_of_something_else(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(UserError, match=said):
@@ -424,6 +425,9 @@ def test_prompts_that_are_no_text_name_the_line(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "one\\u2028still one"}\n\n{"prompt": 3}\n')
     with pytest.raises(UserError, match="line 3: neither a text"):
+        read_prompts(file)
+    file.write_text("[" * 100_000)
+    with pytest.raises(UserError, match="line 1: not a JSON object"):
         read_prompts(file)
     file.write_text('{"prompt": "one\u2028still one"}\n', encoding="utf-8")
     assert read_prompts(file) == ["one\u2028still one"]
