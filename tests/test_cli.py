@@ -234,6 +234,20 @@ def test_mistakes_in_the_file(
     check_mistake(*fit(config_file(tmp_path, corpus, **changes), capsys=capsys), *parts)
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [("r", "rank"), ("lora_alpha", "alpha"), ("target_modules", "targets"), ("use_dora", "dora")],
+)
+def test_names_of_peft(
+    tmp_path: Path, theirs: str, ours: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = f"PEFT's name of model.lora.{ours}"
+    preset = ["--config", "finetune/sft-lora"]
+    check_mistake(*fit(*preset, f"--model.lora.{theirs}", "8", capsys=capsys), said)
+    (tmp_path / "more.yaml").write_text(f"model: {{init_args: {{lora: {{{theirs}: 8}}}}}}\n")
+    check_mistake(*fit(*preset, "--config", "more.yaml", capsys=capsys), said)
+
+
 @pytest.mark.parametrize("text", ["data: {seq_len: 3", "- a\n- b\n", "", "a: b: c\n", "\x00"])
 def test_broken_yaml(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "broken.yaml").write_text(text)

@@ -193,6 +193,11 @@ _OF_FINETUNING = {
     "a tokenizer that has them as data.tokenizer",
 }
 """Settings that are wanted in pretraining too -> why they are not there."""
+_OF_PEFT = {
+    "r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "target_modules": "targets",
+    "modules_to_save": "train_modules", "use_dora": "dora", "use_rslora": "rank_stabilized",
+}  # fmt: skip
+"""PEFT's names -> ours below ``model.lora``."""
 
 
 def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
@@ -222,6 +227,8 @@ def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
             full = f"{section}.{key}" if section and not key.startswith(section) else key
             if full in _OF_FINETUNING:
                 return f"unknown key {full}: {_OF_FINETUNING[full]}"
+            if full.startswith("model.") and (ours := _OF_PEFT.get(full.rpartition(".")[2])):
+                return f"unknown key {full}: PEFT's name of model.lora.{ours}"
             if full in known:
                 return (
                     f"unknown key {full}: "
