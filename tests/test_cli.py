@@ -242,10 +242,10 @@ def test_names_of_peft(
     tmp_path: Path, theirs: str, ours: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = f"PEFT's name of model.lora.{ours}"
-    preset = ["--config", "finetune/sft-lora"]
-    check_mistake(*fit(*preset, f"--model.lora.{theirs}", "8", capsys=capsys), said)
+    preset = "finetune/sft-lora"
+    check_mistake(*fit(preset, f"--model.lora.{theirs}", "8", capsys=capsys), said)
     (tmp_path / "more.yaml").write_text(f"model: {{init_args: {{lora: {{{theirs}: 8}}}}}}\n")
-    check_mistake(*fit(*preset, "--config", "more.yaml", capsys=capsys), said)
+    check_mistake(*fit(preset, "--config", "more.yaml", capsys=capsys), said)
 
 
 @pytest.mark.parametrize("text", ["data: {seq_len: 3", "- a\n- b\n", "", "a: b: c\n", "\x00"])
