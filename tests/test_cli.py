@@ -189,6 +189,7 @@ def test_a_fit_and_what_lies_in_its_folder(
         (["--model.init_from", "nowhere"], ["nowhere"]),
         (["--model.schedule", "stepwise"], ["schedule", "wsd"]),
         (["--ckpt_path", "nothing.ckpt"], ["nothing.ckpt", "no such file"]),
+        (["--ckpt_path", "best"], ["best: no such file", "give RUN/checkpoints/best.ckpt"]),
         (["--ckpt_path", "last"], ["nothing to resume"]),
         (["--trainer.accelerator", "cuda"], ["trainer.accelerator", "cuda"]),
         (["--trainer.accelerator", "gpuu"], ["gpuu"]),

@@ -234,6 +234,38 @@ def test_settings_that_cannot_be(given: dict, said: str) -> None:
         InstructionDataModule(**given)
 
 
+def test_a_file_of_two_patterns(tmp_path: Path, tokenizer_folder: Path) -> None:
+    """Its examples would count twice, and twice in the validation split."""
+    write(tmp_path / "a.jsonl", [chat(i) for i in range(9)])
+    same = f"{tmp_path}/../{tmp_path.name}/a.jsonl"
+    for sources in ([same, f"{tmp_path}/*.jsonl"], {f"{tmp_path}/*.jsonl": 2, same: 1}):
+        with pytest.raises(UserError, match=r"data\.sources: .*a\.jsonl belongs to .* and to"):
+            module(tmp_path, tokenizer_folder, sources)
+
+
+@pytest.mark.parametrize(("own", "other"), [("test", "train"), ("train", "validation")])
+def test_rows_that_all_name_the_other_split(
+    tmp_path: Path, tokenizer_folder: Path, own: str, other: str
+) -> None:
+    file = write(tmp_path / "a.jsonl", [{**chat(i), "split": own} for i in range(9)])
+    said = f"no example for {other} in .*the column 'split' of all of them names the other one"
+    with pytest.raises(UserError, match=said):
+        module(tmp_path, tokenizer_folder, file)
+
+
+def test_validation_examples_that_are_trained_on(
+    tmp_path: Path, tokenizer_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A validation file that repeats rows of the training file."""
+    file = write(tmp_path / "a.jsonl", [chat(i) for i in range(9)])
+    other = write(tmp_path / "b.jsonl", [chat(i) for i in range(7, 12)])
+    with caplog.at_level("INFO"):
+        module(tmp_path, tokenizer_folder, file)
+        assert "training examples too" not in caplog.text
+        module(tmp_path, tokenizer_folder, file, validation=other)
+    assert "2 of 5 validation examples are training examples too" in caplog.text
+
+
 def test_evaluation_items_are_left_out(
     tmp_path: Path, tokenizer_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

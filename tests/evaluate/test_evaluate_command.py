@@ -122,28 +122,6 @@ def test_include_and_a_bootstrapped_error(
         assert all(float(line.split()[3]) >= 0 and line.split()[4] == "4" for line in lines[1:])
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["--tasks", "stdlib_choise"], "no task 'stdlib_choise'; did you mean stdlib_choice"),
-        (["--tasks", "zzz"], "no task 'zzz'; local ones are stdlib_choice"),
-        (
-            ["--tasks", "stdlib_choice", "--include", "nowhere"],
-            "nowhere is neither a folder nor a .yaml file",
-        ),
-        (["--tasks", "stdlib_choice", "--limit", "0"], "argument --limit: 0 must be from 1 to"),
-        (
-            ["--tasks", "stdlib_choice", "--num_fewshot", "-1"],
-            "argument --num_fewshot: -1 must be from 0 to",
-        ),
-        (["--tasks", "stdlib_choice", "--log_samples"], "--log_samples needs --json"),
-        (["--tasks", "stdlib_choice", "--device", "tpu9"], "--device tpu9"),
-        (
-            ["--tasks", "stdlib_choice", "--limt", "3"],
-            "unknown option --limt: did you mean --limit",
-        ),
-    ],
-)
 def test_a_task_that_fails_costs_no_results_of_others(
     exported: Path,
     tmp_path: Path,
@@ -186,6 +164,28 @@ def test_prompts_beyond_the_context_are_told(
     assert told[0].startswith("long: 4 of 4 prompts are longer than the model's context of 128")
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--tasks", "stdlib_choise"], "no task 'stdlib_choise'; did you mean stdlib_choice"),
+        (["--tasks", "zzz"], "no task 'zzz'; local ones are stdlib_choice"),
+        (
+            ["--tasks", "stdlib_choice", "--include", "nowhere"],
+            "nowhere is neither a folder nor a .yaml file",
+        ),
+        (["--tasks", "stdlib_choice", "--limit", "0"], "argument --limit: 0 must be from 1 to"),
+        (
+            ["--tasks", "stdlib_choice", "--num_fewshot", "-1"],
+            "argument --num_fewshot: -1 must be from 0 to",
+        ),
+        (["--tasks", "stdlib_choice", "--log_samples"], "--log_samples needs --json"),
+        (["--tasks", "stdlib_choice", "--device", "tpu9"], "--device tpu9"),
+        (
+            ["--tasks", "stdlib_choice", "--limt", "3"],
+            "unknown option --limt: did you mean --limit",
+        ),
+    ],
+)
 def test_mistakes_are_one_line(
     exported: Path, cache_dir: Path, no_default_tasks: list[bool], args: list[str], message: str
 ) -> None:
@@ -215,6 +215,11 @@ def test_without_lm_eval(monkeypatch: pytest.MonkeyPatch, exported: Path) -> Non
 
 
 @pytest.mark.slow
+def test_names_with_commas(exported: Path) -> None:
+    with pytest.raises(UserError, match="no task 'a,b'; give a b"):
+        evaluate_main([str(exported), "--tasks", "a,b"])
+
+
 def test_unknown_among_lm_evals_own(exported: Path, cache_dir: Path) -> None:
     with pytest.raises(UserError, match=r"no task 'helaswag'; did you mean .*hellaswag"):
         evaluate_main([str(exported), "--tasks", "helaswag"])
