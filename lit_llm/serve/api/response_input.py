@@ -56,6 +56,23 @@ def messages_of(given: Any, instructions: str | None) -> list[dict[str, Any]]:
     return found
 
 
+def thoughts_without_effect(given: Any) -> list[str]:
+    """The name for `x-ignored` if the input has thoughts that reach no message.
+
+    Thoughts belong to the answer or call after them; encrypted ones and summaries are not used.
+    """
+    items = given if isinstance(given, list) else []
+    for item, following in zip(items, [*items[1:], {}], strict=False):
+        if not isinstance(item, dict) or item.get("type") != "reasoning":
+            continue
+        answered = isinstance(following, dict) and (
+            following.get("type") == "function_call" or following.get("role") == "assistant"
+        )
+        if not answered or not item.get("content"):
+            return ["input.reasoning"]
+    return []
+
+
 def _message(item: dict[str, Any], where: str) -> dict[str, Any]:
     unknown = item.keys() - set(ITEM_KEYS)
     if unknown:

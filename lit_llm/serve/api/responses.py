@@ -19,7 +19,7 @@ from lit_llm.serve.api.errors import ApiError, refused
 from lit_llm.serve.api.event_stream import event
 from lit_llm.serve.api.fields import RESPONSES, check_fields
 from lit_llm.serve.api.generation import Generation, Job
-from lit_llm.serve.api.response_input import messages_of
+from lit_llm.serve.api.response_input import messages_of, thoughts_without_effect
 from lit_llm.serve.api.response_items import ResponseItems
 from lit_llm.serve.api.schema import ChatBody, ResponsesBody, checked
 from lit_llm.serve.api.unknown_keys import drop_unknown
@@ -59,7 +59,7 @@ def _parts_without_effect(body: ResponsesBody) -> list[str]:
         "reasoning.summary": body.reasoning and body.reasoning.summary,
         "reasoning.generate_summary": body.reasoning and body.reasoning.generate_summary,
     }
-    return [name for name, value in found.items() if value]
+    return [name for name, value in found.items() if value] + thoughts_without_effect(body.input)
 
 
 def _tools(body: ResponsesBody) -> tuple[list[dict[str, Any]], list[str]]:
