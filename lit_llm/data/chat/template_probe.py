@@ -271,12 +271,15 @@ class TemplateProbe:
 
     def _fit_call(self, call: dict[str, Any]) -> dict[str, Any]:
         function = call.get("function", call)
-        arguments, form = function.get("arguments"), self._calls[1]
+        given, form = function.get("arguments"), self._calls[1]
+        arguments = given
         if isinstance(arguments, str) and (form == "object" or not arguments.strip()):
             # In a prompt it may be a text that is no object; it stays as the model wrote it.
             with suppress(UserError):
                 arguments = read_arguments(arguments, "")
         if isinstance(arguments, dict) and form == "text":
             arguments = json.dumps(arguments, ensure_ascii=False)
+        if arguments is given:
+            return call
         changed = {**function, "arguments": arguments}
         return {**call, "function": changed} if "function" in call else changed
