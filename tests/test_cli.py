@@ -249,6 +249,20 @@ def test_names_of_peft(
     check_mistake(*fit(preset, "--config", "more.yaml", capsys=capsys), said)
 
 
+def test_a_group_of_settings_as_one_value(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "model.lora={}: must be a mapping of its settings, or null"
+    for value in ("true", "16"):
+        check_mistake(
+            *fit("finetune/sft-lora", "--model.lora", value, capsys=capsys), said.format(value)
+        )
+    (tmp_path / "more.yaml").write_text("model: {init_args: {lora: true}}\n")
+    check_mistake(
+        *fit("finetune/sft-lora", "--config", "more.yaml", capsys=capsys), said.format("True")
+    )
+
+
 @pytest.mark.parametrize("text", ["data: {seq_len: 3", "- a\n- b\n", "", "a: b: c\n", "\x00"])
 def test_broken_yaml(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "broken.yaml").write_text(text)

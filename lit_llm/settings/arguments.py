@@ -266,8 +266,17 @@ def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
     return text if len(text) < 400 else text[:400] + " ..."
 
 
+# An optional group of settings, such as model.lora, that is given as one word or number.
+_GROUP_AS_VALUE = re.compile(
+    r"Parser key \"([\w.]+)\": .*Subtypes: \[<class 'lit_llm\.[\w.]+'>, <class 'NoneType'>\] .*"
+    r"(?:Expected a dot import path|Not a valid subclass of) .*Given value: (?!\{|NestedArg)(.+)$"
+)
+
+
 def _explain_class(text: str) -> str | None:
     """Say what is wrong with a class that a key names, without the list of all types tried."""
+    if (section := _GROUP_AS_VALUE.match(text)) is not None:
+        return f"{section[1]}={section[2]}: must be a mapping of its settings, or null"
     found = re.search(r"\b((?:trainer|model|data)[\w.]*)", text)
     if found is None or not ("subclass" in text or "Union" in text):
         return None

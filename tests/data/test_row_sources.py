@@ -248,7 +248,7 @@ def test_rows_that_all_name_the_other_split(
     tmp_path: Path, tokenizer_folder: Path, own: str, other: str
 ) -> None:
     file = write(tmp_path / "a.jsonl", [{**chat(i), "split": own} for i in range(9)])
-    said = f"no example for {other} in .*the column 'split' of all of them names the other one"
+    said = f"no example for {other}.*the column 'split' of all of them names the other one"
     with pytest.raises(UserError, match=said):
         module(tmp_path, tokenizer_folder, file)
 
