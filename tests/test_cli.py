@@ -189,6 +189,7 @@ def test_a_fit_and_what_lies_in_its_folder(
         (["--model.init_from", "nowhere"], ["nowhere"]),
         (["--model.schedule", "stepwise"], ["schedule", "wsd"]),
         (["--ckpt_path", "nothing.ckpt"], ["nothing.ckpt", "no such file"]),
+        (["--ckpt_path", "best"], ["best: no such file", "give RUN/checkpoints/best.ckpt"]),
         (["--ckpt_path", "last"], ["nothing to resume"]),
         (["--trainer.accelerator", "cuda"], ["trainer.accelerator", "cuda"]),
         (["--trainer.accelerator", "gpuu"], ["gpuu"]),
@@ -232,6 +233,34 @@ def test_mistakes_in_the_file(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     check_mistake(*fit(config_file(tmp_path, corpus, **changes), capsys=capsys), *parts)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [("r", "rank"), ("lora_alpha", "alpha"), ("target_modules", "targets"), ("use_dora", "dora")],
+)
+def test_names_of_peft(
+    tmp_path: Path, theirs: str, ours: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = f"PEFT's name of model.lora.{ours}"
+    preset = "finetune/sft-lora"
+    check_mistake(*fit(preset, f"--model.lora.{theirs}", "8", capsys=capsys), said)
+    (tmp_path / "more.yaml").write_text(f"model: {{init_args: {{lora: {{{theirs}: 8}}}}}}\n")
+    check_mistake(*fit(preset, "--config", "more.yaml", capsys=capsys), said)
+
+
+def test_a_group_of_settings_as_one_value(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "model.lora={}: must be a mapping of its settings, or null"
+    for value in ("true", "16"):
+        check_mistake(
+            *fit("finetune/sft-lora", "--model.lora", value, capsys=capsys), said.format(value)
+        )
+    (tmp_path / "more.yaml").write_text("model: {init_args: {lora: true}}\n")
+    check_mistake(
+        *fit("finetune/sft-lora", "--config", "more.yaml", capsys=capsys), said.format("True")
+    )
 
 
 @pytest.mark.parametrize("text", ["data: {seq_len: 3", "- a\n- b\n", "", "a: b: c\n", "\x00"])
@@ -412,8 +441,9 @@ def test_prompts_of_every_kind_of_file(tmp_path: Path, name: str, content: str) 
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [('["one", 2]', "element 2"), ('{"prompt": "x"}', "not an array"), ("[", "not valid JSON")],
-)
+    [('["one", 2]', "element 2"), ('{"prompt": "x"}', "not an array"), ("[", "not valid JSON"),
+     ("[" * 100_000, "not valid JSON")],
+)  # fmt: skip
 def test_an_array_of_something_else(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(UserError, match=said):
@@ -424,6 +454,9 @@ def test_prompts_that_are_no_text_name_the_line(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "one\\u2028still one"}\n\n{"prompt": 3}\n')
     with pytest.raises(UserError, match="line 3: neither a text"):
+        read_prompts(file)
+    file.write_text("[" * 100_000)
+    with pytest.raises(UserError, match="line 1: not a JSON object"):
         read_prompts(file)
     file.write_text('{"prompt": "one\u2028still one"}\n', encoding="utf-8")
     assert read_prompts(file) == ["one\u2028still one"]

@@ -30,7 +30,7 @@ from lit_llm.errors import UserError
 from lit_llm.io.atomic import sync, workspace_beside
 
 _LONGEST_QUESTION = 500  # characters of a text without turns that the manifest holds
-_FORMAT = 6  # version of the cached files; raise it when their format or encoding changes
+_FORMAT = 7  # version of the cached files; raise it when their format or encoding changes
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,8 @@ def encoded_conversations(
         settings["share_prefixes"] = False
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     patterns = [*weights_of(train), *weights_of(validation or [])]
+    for key, sources in (("data.sources", train), ("data.validation", validation or [])):
+        _check_once(key, sources)
     for path in [file for pattern in patterns for file in files_of(pattern)]:
         digest.update(json.dumps(file_key(path)).encode())
     items = evaluation_items(policy.decontaminate)
@@ -127,6 +129,18 @@ def encoded_conversations(
         sync(workspace)
         os.rename(workspace, output)
     return output, False
+
+
+def _check_once(key: str, sources: Sources) -> None:
+    """Raise UserError for a file of two patterns: its examples would stand there twice."""
+    found: dict[Path, str] = {}
+    for pattern in weights_of(sources):
+        for path in files_of(pattern):
+            if (other := found.setdefault(path.resolve(), pattern)) != pattern:
+                raise UserError(
+                    f"{key}: {path} belongs to {other} and to {pattern}; name it once (a weight "
+                    "says how often its examples stand in an epoch)"
+                )
 
 
 @dataclass
@@ -162,6 +176,7 @@ class _Encoded:
         self._examples: list[_Example] = []
         self._dropped: Counter[str] = Counter()
         self._other_split: Counter[str] = Counter()
+        self._own_split: Counter[str] = Counter()  # of rows that name it themselves
         self._too_long: Counter[str] = Counter()
         self._contaminated: Counter[str] = Counter()
         self._weightless = 0
@@ -185,6 +200,7 @@ class _Encoded:
                         continue
                     example = self._encode(row, place, own if whole else split, pattern)
                     self._examples += [] if example is None else [example]
+                    self._own_split.update([own] if example is not None and own else [])
                 except Exception as error:
                     # Rows come from users: any exception is reported with the row's place.
                     known = isinstance(error, UserError)
@@ -340,6 +356,7 @@ class _Encoded:
     def write(self, folder: Path, train: Sources, validation: Sources | None) -> dict[str, Any]:
         """Write arrays and manifest; returns the data card."""
         counts = {split: Counter[str]() for split in ("train", "validation")}
+        trained = {e.line["sha256"] for e in self._examples if e.split == "train"}
         content = hashlib.sha256()
         with (folder / "manifest.jsonl").open("w", encoding="utf-8") as manifest:
             for example in self._examples:
@@ -362,6 +379,7 @@ class _Encoded:
                     answers=example.answers,
                     answers_left_out=example.left_out,
                     weighted=any(tree.weights is not None for tree in example.trees),
+                    trained_on=split == "validation" and example.line["sha256"] in trained,
                 )
                 line = {**example.line, "split": split, "tokens": tokens}
                 line["trees"] = len(example.trees)
@@ -401,7 +419,14 @@ class _Encoded:
             words.append(f"{self._contaminated.total()} share words with evaluation items")
         if self._other_split:
             words.append(f"{self._other_split.total()} belong to the other split")
-        if self._examples:
+        others = sum(count for own, count in self._own_split.items() if own != split)
+        if others and others == len(self._examples):
+            more = ", or data.validation" if split == "validation" else ""
+            words.append(
+                f"the column 'split' of all of them names the other one; give rows with {split} "
+                f"there{more}"
+            )
+        elif self._examples:
             words.append(
                 "give rows with at least two different questions (near-duplicates and rows of one "
                 'group count as one), rows with "split", or data.validation'

@@ -52,7 +52,7 @@ def read_prompts(file: Path) -> list[str]:
 def _of_row(file: Path, number: int, line: str) -> str:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = None
     place = f"{file}, line {number}"
     if not isinstance(row, dict):
@@ -63,7 +63,7 @@ def _of_row(file: Path, number: int, line: str) -> str:
 def _of_array(file: Path, text: str) -> list[str]:
     try:
         rows = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"data.prompts: {file} is not valid JSON ({error})") from None
     if not isinstance(rows, list):
         raise UserError(

@@ -52,7 +52,7 @@ def _pattern(answer: str, expected: str) -> float:
 def _is_json(answer: str) -> bool:
     try:
         json.loads(answer)
-    except ValueError:
+    except (ValueError, RecursionError):  # a model in a loop writes brackets without end
         return False
     return True
 
@@ -60,7 +60,7 @@ def _is_json(answer: str) -> bool:
 def _is_python(answer: str) -> bool:
     try:
         ast.parse(answer)
-    except (SyntaxError, ValueError, RecursionError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # nested without end
         return False
     return True
 

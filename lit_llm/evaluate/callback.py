@@ -71,6 +71,7 @@ class LMEvalCallback(L.Callback):
         )
         self.last_step = 0
         self.loaded: dict[str, Mapping[str, Any]] = {}
+        self._told: set[str] = set()  # tasks of which it was said that prompts were cut
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Load the tasks, so that a mistake is reported before the first step."""
@@ -112,6 +113,9 @@ class LMEvalCallback(L.Callback):
                         f"LMEvalCallback: step {step}: {name} failed, training continues: "
                         f"{one_line(error)}"
                     )
+                if (said := lm.told_of_cut()) and name not in self._told:
+                    self._told.add(name)
+                    rank_zero_info(f"LMEvalCallback: {name}: {said}")
         values = {f"eval/{row['task']}/{row['metric']}": row["value"] for row in rows}
         set_values(trainer, values)
         if not rows or not trainer.is_global_zero:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 import lit_llm
 from lit_llm.errors import UserError
-from lit_llm.evaluate.run import load_tasks, metric_rows, run_task
+from lit_llm.evaluate.run import load_tasks, metric_rows, one_line, run_task
 from lit_llm.evaluate.tasks import LOCAL_TASKS
 from lit_llm.io.streams import json_text
 from lit_llm.models.hub.checkpoint import choose_device, load_model
@@ -33,7 +34,8 @@ def evaluate_main(args: list[str]) -> None:
     """Parse ``args``, run the tasks, and print a table or JSON.
 
     Raises:
-        UserError: a wrong argument, or a task, checkpoint or device that does not exist.
+        UserError: a wrong argument, or a task, checkpoint or device that does not exist; a task
+            that failed, after the results of the others.
     """
     settings = _parser().parse_args(args)
     if settings.log_samples and settings.json is None:
@@ -48,19 +50,31 @@ def evaluate_main(args: list[str]) -> None:
     fingerprint = weights_fingerprint(model)
     lm = HarnessLM(model.to(device), tokenizer, batch_size=settings.batch_size, progress=True)
     found: dict[str, dict[str, Any]] = {key: {} for key in _MERGED}
-    rows = []
-    for task in tasks.values():
-        results = run_task(
-            lm,
-            task,
-            limit=settings.limit,
-            num_fewshot=settings.num_fewshot,
-            apply_chat_template=settings.apply_chat_template,
-            log_samples=settings.log_samples,
-        )
+    rows, failed = [], []
+    for name, task in tasks.items():
+        results: dict[str, Any] | None = None
+        try:
+            results = run_task(
+                lm,
+                task,
+                limit=settings.limit,
+                num_fewshot=settings.num_fewshot,
+                apply_chat_template=settings.apply_chat_template,
+                log_samples=settings.log_samples,
+            )
+        # A task runs foreign code. The results of the others took long.
+        except Exception as error:
+            said = str(error) if isinstance(error, UserError) else one_line(error)
+            failed.append(f"task {name}: {said}")
+        if told := lm.told_of_cut():
+            print(f"{name}: {told}", file=sys.stderr)
+        if results is None:
+            continue
         rows += metric_rows(results)
         for key in _MERGED:
             found[key] |= results.get(key, {})
+    if not rows and failed:
+        raise UserError("; ".join(failed))
     if settings.json is not None:
         _write_json(settings.json, {
             "checkpoint": str(settings.checkpoint),
@@ -78,6 +92,8 @@ def evaluate_main(args: list[str]) -> None:
         print(table(rows))
         if settings.json is not None:
             print(f"wrote {settings.json}")
+    if failed:
+        raise UserError("; ".join(failed))
 
 
 def weights_fingerprint(model: Transformer) -> str:

@@ -87,6 +87,18 @@ class HarnessLM(TemplateLM):
             )
         self._prefix, self._prefix_text = begin, tokenizer.decode([begin])
         self._rendered_heads: set[str] = set()
+        self._asked = self._cut = 0  # see `told_of_cut`
+
+    def told_of_cut(self) -> str | None:
+        """What to say of prompts since the last call that lost tokens; None if none did."""
+        asked, cut = self._asked, self._cut
+        self._asked = self._cut = 0
+        if not cut:
+            return None
+        return (
+            f"{cut:,} of {asked:,} prompts are longer than the model's context of "
+            f"{self.max_length:,} tokens leaves room for; their first tokens were left out"
+        )
 
     @property
     def eot_token_id(self) -> int:
@@ -216,6 +228,8 @@ class HarnessLM(TemplateLM):
                 )
             if continuation:
                 whole = (context or [self.prefix_token_id]) + continuation
+                self._asked += 1
+                self._cut += len(whole) > self.max_length + 1
                 numbers.setdefault(tuple(whole[-(self.max_length + 1) : -1]), []).append(number)
 
         def score(batch: list[tuple[int, ...]]) -> list[list[Score]]:
@@ -284,7 +298,10 @@ class HarnessLM(TemplateLM):
                     f"the task asks for {how.max_new_tokens} new tokens, the model's whole context "
                     f"is {self.max_length}: lower max_gen_toks in the task's generation_kwargs"
                 )
-            prompt = self.tok_encode(context)[-room:] or [self.prefix_token_id]
+            whole = self.tok_encode(context)
+            self._asked += 1
+            self._cut += len(whole) > room
+            prompt = whole[-room:] or [self.prefix_token_id]
             groups.setdefault(how, []).append((number, prompt))
         ends = self.stop_ids
         jobs: list[tuple[Decoding, list[tuple[int, list[int]]]]] = []

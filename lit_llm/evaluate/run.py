@@ -49,6 +49,9 @@ def load_tasks(
         raise UserError("evaluation needs lm-eval: pip install 'lit_llm[eval]'")
     if not names:
         raise UserError(f"tasks: name at least one, such as {LOCAL_TASKS[0]}")
+    for name in names:
+        if "," in name:  # lm-eval's own command takes such lists
+            raise UserError(f"tasks: no task {name!r}; give {name.replace(',', ' ')}")
     folders = [_folder(Path(path).expanduser()) for path in include]
     if set(names) & set(LOCAL_TASKS):
         folders.append(local_tasks(cache_dir))

@@ -59,7 +59,8 @@ def prepare_run(verb: str, name: str, config: Any, launcher: Launcher | None = N
     )
     # A checkpoint file is checked before the folder is chosen and created.
     if checkpoint is not None and not checkpoint.exists():
-        raise UserError(f"--ckpt_path {checkpoint}: no such file or folder")
+        hint = "; give RUN/checkpoints/best.ckpt" if config.ckpt_path == "best" else ""
+        raise UserError(f"--ckpt_path {checkpoint}: no such file or folder{hint}")
     if checkpoint is not None and (checkpoint / "config.json").is_file():
         raise UserError(
             f"--ckpt_path {checkpoint}: a Hugging Face directory, not a checkpoint; give it as "

@@ -203,7 +203,7 @@ def apply_lora(model: Transformer, config: LoRAConfig, token_ids: Iterable[int] 
     if not found:
         raise UserError(
             f"lora.targets: {config.targets!r} is none of the model's layers, which are named as "
-            f"{', '.join(list(linear)[:2])}"
+            f"{', '.join(list(linear)[:2])}; without lora.targets all of them are adapted"
         )
     for field in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(config, field):

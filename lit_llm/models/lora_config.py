@@ -23,7 +23,7 @@ WHOLE = {
 """What `train_modules` can name -> the names of its weights in a state dict."""
 
 RANGES: dict[str, Range] = {
-    "rank": Range(1, 1e5), "alpha": Range(0, 1e6), "dropout": Range(0, 1, below=True),
+    "rank": Range(1, 1e5), "alpha": positive(1e6), "dropout": Range(0, 1, below=True),
     "lr_ratio": positive(1e4),
 }  # fmt: skip
 """Allowed ranges of the numbers in `LoRAConfig`."""

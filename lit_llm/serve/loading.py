@@ -23,6 +23,7 @@ from lit_llm.models.kernels.device import has_fast_bf16
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 from lit_llm.serve.api.service import ServedModel
+from lit_llm.settings.arguments import adapter_name, named_adapter
 
 _SETTINGS = {"kv_gb": "--kv_gb", "prefix_gb": "--prefix_gb"}
 
@@ -85,15 +86,15 @@ def model_name(ckpt: str) -> str:
 
 
 def named_adapters(given: Sequence[str], base: str) -> dict[str, str]:
-    """Folders of adapters by name, from NAME=DIR or DIR, which has the folder's name.
+    """Folders of adapters by name, from NAME=DIR or DIR (see `adapter_name`).
 
     Raises:
         UserError: a name is there twice.
     """
     found: dict[str, str] = {}
     for word in given:
-        name, equals, folder = word.partition("=")
-        name, folder = (name, folder) if equals else (Path(word).absolute().name, word)
+        named, folder = named_adapter(word)
+        name = named or adapter_name(folder)
         if name in found or name == base:
             raise UserError(f"--adapter {word}: there is another model named {name}; give NAME=DIR")
         found[name] = folder

@@ -26,6 +26,9 @@ _TELL = 5
 """Seconds in which the last answers are written after the engine has ended them."""
 _FORGET = 3600.0
 """Seconds between two deletions of old records."""
+_KEEP_ALIVE = 150
+"""Seconds that a connection may be idle. A client or a proxy that still takes it for open gets an
+error. So the server waits longer than the pools of others: Caddy 120 s, Go 90, nginx 60."""
 
 log = logging.getLogger("lit_llm.serve")
 
@@ -66,6 +69,7 @@ def run_service(service: Service, listening: Listening) -> int:
         log_level="warning",
         access_log=False,  # paths and addresses of people; the records say who asked for what
         timeout_graceful_shutdown=_TELL,
+        timeout_keep_alive=_KEEP_ALIVE,
         lifespan="off",
         server_header=False,
         proxy_headers=False,  # anybody can write X-Forwarded-*, and nothing here needs it

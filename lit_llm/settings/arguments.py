@@ -46,6 +46,23 @@ def _with_underscores(arg: str) -> str:
     return "--" + ".".join(parts) + equals + value
 
 
+def named_adapter(word: str) -> tuple[str | None, str]:
+    """Split ``NAME=DIR``, the value of ``--adapter``; the name is None in ``DIR`` alone.
+
+    A folder's own name may contain the sign, as in runs/lr=2e-4/adapter.
+    """
+    name, equals, folder = word.partition("=")
+    if not equals or not name or "/" in name or Path(word).expanduser().exists():
+        return None, word
+    return name, folder
+
+
+def adapter_name(folder: str) -> str:
+    """Name of an adapter without one: its folder's, and that of the run for its ``adapter/``."""
+    path = Path(folder).expanduser().resolve()
+    return path.parent.name if path.name == "adapter" else path.name
+
+
 class Parser(argparse.ArgumentParser):
     """An ``argparse.ArgumentParser`` for one verb of the command line.
 
@@ -176,6 +193,11 @@ _OF_FINETUNING = {
     "a tokenizer that has them as data.tokenizer",
 }
 """Settings that are wanted in pretraining too -> why they are not there."""
+_OF_PEFT = {
+    "r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "target_modules": "targets",
+    "modules_to_save": "train_modules", "use_dora": "dora", "use_rslora": "rank_stabilized",
+}  # fmt: skip
+"""PEFT's names -> ours below ``model.lora``."""
 
 
 def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
@@ -205,6 +227,8 @@ def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
             full = f"{section}.{key}" if section and not key.startswith(section) else key
             if full in _OF_FINETUNING:
                 return f"unknown key {full}: {_OF_FINETUNING[full]}"
+            if full.startswith("model.") and (ours := _OF_PEFT.get(full.rpartition(".")[2])):
+                return f"unknown key {full}: PEFT's name of model.lora.{ours}"
             if full in known:
                 return (
                     f"unknown key {full}: "
@@ -242,8 +266,17 @@ def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
     return text if len(text) < 400 else text[:400] + " ..."
 
 
+# An optional group of settings, such as model.lora, that is given as one word or number.
+_GROUP_AS_VALUE = re.compile(
+    r"Parser key \"([\w.]+)\": .*Subtypes: \[<class 'lit_llm\.[\w.]+'>, <class 'NoneType'>\] .*"
+    r"(?:Expected a dot import path|Not a valid subclass of) .*Given value: (?!\{|NestedArg)(.+)$"
+)
+
+
 def _explain_class(text: str) -> str | None:
     """Say what is wrong with a class that a key names, without the list of all types tried."""
+    if (section := _GROUP_AS_VALUE.match(text)) is not None:
+        return f"{section[1]}={section[2]}: must be a mapping of its settings, or null"
     found = re.search(r"\b((?:trainer|model|data)[\w.]*)", text)
     if found is None or not ("subclass" in text or "Union" in text):
         return None

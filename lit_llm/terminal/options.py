@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_llm.errors import UserError
+from lit_llm.settings.arguments import adapter_name, named_adapter
 from lit_llm.settings.ranges import SAMPLING, Number, Range
 
 if TYPE_CHECKING:
@@ -93,25 +93,17 @@ def read_adapters(given: list[str]) -> tuple[str | None, dict[str, str]]:
     """
     from lit_llm.models.hub.adapter_choice import BASE
 
-    pairs = [_named(text) for text in given]
+    pairs = [named_adapter(text) for text in given]
     if len(pairs) == 1 and pairs[0][0] is None:
         return pairs[0][1], {}
     found: dict[str, str] = {}
     for named, folder in pairs:
-        path = Path(folder).expanduser().resolve()
-        name = named or (path.parent.name if path.name == "adapter" else path.name)
+        name = named or adapter_name(folder)
         if name in found or name == BASE:
             why = "stands for no adapter" if name == BASE else f"is {found[name]} already"
             raise UserError(f"--adapter {folder}: the name {name!r} {why}; write NAME={folder}")
         found[name] = folder
     return None, found
-
-
-def _named(text: str) -> tuple[str | None, str]:
-    name, equals, folder = text.partition("=")
-    if not equals or not name or "/" in name or Path(text).expanduser().exists():
-        return None, text
-    return name, folder
 
 
 def shell_text(word: str) -> str:

@@ -53,9 +53,31 @@ def test_csv_and_tsv(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("prompt,prompt\n")
     with pytest.raises(UserError, match="2 columns are named 'prompt'"):
         rows_of(tmp_path / "d.csv")
+    for text in ("prompt,réponse\nq,a\n".encode("latin-1"), "prompt,a\n".encode("utf-16")):
+        (tmp_path / "d.csv").write_bytes(text)
+        with pytest.raises(UserError, match=r"d\.csv: the first line is not UTF-8; save the file"):
+            rows_of(tmp_path / "d.csv")
     (tmp_path / "e.txt").write_text("x")
     with pytest.raises(UserError, match=r"read from \.jsonl, \.json, \.csv"):
         rows_of(tmp_path / "e.txt")
+
+
+def test_a_row_over_several_lines(tmp_path: Path) -> None:
+    """As editors and ``json.dump(..., indent=2)`` write a row, or an object with all rows."""
+    for value in (HELD, {"data": [HELD]}):
+        (tmp_path / "a.json").write_text(json.dumps(value, indent=2))
+        assert rows_of(tmp_path / "a.json")[0] == (
+            "an object over several lines; write one row a line, or an array of all rows"
+        )
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.jsonl.gz"])
+def test_a_clone_without_its_large_files(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    )
+    with pytest.raises(UserError, match=r"a pointer of Git LFS, .* fetch the file with git lfs"):
+        rows_of(tmp_path / name)
 
 
 def test_compressed_files(tmp_path: Path) -> None:
@@ -210,6 +232,38 @@ def test_weights_caps_and_mixing_in_a_run(tmp_path: Path, tokenizer_folder: Path
 def test_settings_that_cannot_be(given: dict, said: str) -> None:
     with pytest.raises(UserError, match=said):
         InstructionDataModule(**given)
+
+
+def test_a_file_of_two_patterns(tmp_path: Path, tokenizer_folder: Path) -> None:
+    """Its examples would count twice, and twice in the validation split."""
+    write(tmp_path / "a.jsonl", [chat(i) for i in range(9)])
+    same = f"{tmp_path}/../{tmp_path.name}/a.jsonl"
+    for sources in ([same, f"{tmp_path}/*.jsonl"], {f"{tmp_path}/*.jsonl": 2, same: 1}):
+        with pytest.raises(UserError, match=r"data\.sources: .*a\.jsonl belongs to .* and to"):
+            module(tmp_path, tokenizer_folder, sources)
+
+
+@pytest.mark.parametrize(("own", "other"), [("test", "train"), ("train", "validation")])
+def test_rows_that_all_name_the_other_split(
+    tmp_path: Path, tokenizer_folder: Path, own: str, other: str
+) -> None:
+    file = write(tmp_path / "a.jsonl", [{**chat(i), "split": own} for i in range(9)])
+    said = f"no example for {other}.*the column 'split' of all of them names the other one"
+    with pytest.raises(UserError, match=said):
+        module(tmp_path, tokenizer_folder, file)
+
+
+def test_validation_examples_that_are_trained_on(
+    tmp_path: Path, tokenizer_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A validation file that repeats rows of the training file."""
+    file = write(tmp_path / "a.jsonl", [chat(i) for i in range(9)])
+    other = write(tmp_path / "b.jsonl", [chat(i) for i in range(7, 12)])
+    with caplog.at_level("INFO"):
+        module(tmp_path, tokenizer_folder, file)
+        assert "training examples too" not in caplog.text
+        module(tmp_path, tokenizer_folder, file, validation=other)
+    assert "2 of 5 validation examples are training examples too" in caplog.text
 
 
 def test_evaluation_items_are_left_out(

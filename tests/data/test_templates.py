@@ -270,6 +270,7 @@ def test_arguments_come_in_the_form_that_the_template_takes() -> None:
         for arguments in ({"city": "\u00d8"}, '{"city": "\u00d8"}'):
             (said,) = learnt(chat, call(arguments))
             assert expected in said
+        assert learnt(chat, call("")) == learnt(chat, call({}))  # how some write no arguments
 
 
 def test_content_as_text_parts() -> None:

@@ -92,6 +92,7 @@ def test_an_answer_ends_where_nothing_may_follow(model: Transformer, tokenizer: 
     [
         ("{", "grammar: "),
         (llguidance.LLMatcher.grammar_from_json_schema({"type": "strange"}), "strange"),
+        (llguidance.LLMatcher.grammar_from_json_schema({"$ref": "#"}), "no token may begin"),
         (
             llguidance.LLMatcher.grammar_from_json_schema(
                 {"type": "array", "uniqueItems": True, "contains": {"type": "null"}}

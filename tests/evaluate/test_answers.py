@@ -20,6 +20,9 @@ from lit_llm.evaluate.answers import SCORES, check_expected, repeats, rouge_l
         ("pattern", r"\b7\b", ["it is 7."], ["77"]),
         ("format", "json", ['{"a": 1}', '```json\n{"a": [1]}\n```'], ["{a: 1}", ""]),
         ("format", "python", ["x = 1", "```python\ndef f():\n    return 1\n```"], ["def f(:"]),
+        # What a model in a loop writes: a run must not end because of it.
+        ("format", "json", [], ["[" * 5000, '{"a":' * 5000, "1" * 5000]),
+        ("format", "python", [], ["-" * 50_000 + "1", "not " * 20_000 + "1", "a" + ".a" * 20_000]),
     ],
 )
 def test_right_and_wrong(key: str, expected: Any, right: list[str], wrong: list[str]) -> None:

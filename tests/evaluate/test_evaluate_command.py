@@ -122,6 +122,48 @@ def test_include_and_a_bootstrapped_error(
         assert all(float(line.split()[3]) >= 0 and line.split()[4] == "4" for line in lines[1:])
 
 
+def test_a_task_that_fails_costs_no_results_of_others(
+    exported: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    no_default_tasks: list[bool],
+) -> None:
+    folder = tmp_path / "tasks"
+    write_task(folder, "good")
+    write_task(folder, "bad", more="process_results: !function scores.wrong")
+    (folder / "scores.py").write_text("def wrong(doc, results):\n    raise KeyError('boom')\n")
+    out = tmp_path / "results.json"
+    given = [str(exported), "--include", str(folder), "--device", "cpu", "--json", str(out)]
+    with pytest.raises(UserError, match=r"^task bad: KeyError: 'boom'$"):
+        evaluate_main([*given, "--tasks", "bad", "good"])
+    assert "good  acc" in capsys.readouterr().out
+    assert [row["task"] for row in json.loads(out.read_text())["metrics"]] == ["good"]
+    out.unlink()
+    with pytest.raises(UserError, match=r"^task bad: KeyError"):
+        evaluate_main([*given, "--tasks", "bad"])
+    assert not out.exists()
+
+
+def test_prompts_beyond_the_context_are_told(
+    exported: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    no_default_tasks: list[bool],
+) -> None:
+    folder = tmp_path / "tasks"
+    write_task(folder, "long", more="description: '" + "many words " * 60 + "'\n"
+               "metric_list: [{metric: acc}]")  # fmt: skip
+    write_task(folder, "texts", kind="generate_until", more="description: '" + "many words " * 60
+               + "'\ngeneration_kwargs: {until: [x], max_gen_toks: 8}\n"
+               "metric_list: [{metric: exact_match}]")  # fmt: skip
+    write_task(folder, "short")
+    evaluate_main([str(exported), "--include", str(folder), "--device", "cpu",
+                   "--tasks", "long", "texts", "short"])  # fmt: skip
+    told = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert [line.partition(":")[0] for line in told] == ["long", "texts"]
+    assert told[0].startswith("long: 4 of 4 prompts are longer than the model's context of 128")
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -173,6 +215,11 @@ def test_without_lm_eval(monkeypatch: pytest.MonkeyPatch, exported: Path) -> Non
 
 
 @pytest.mark.slow
+def test_names_with_commas(exported: Path) -> None:
+    with pytest.raises(UserError, match="no task 'a,b'; give a b"):
+        evaluate_main([str(exported), "--tasks", "a,b"])
+
+
 def test_unknown_among_lm_evals_own(exported: Path, cache_dir: Path) -> None:
     with pytest.raises(UserError, match=r"no task 'helaswag'; did you mean .*hellaswag"):
         evaluate_main([str(exported), "--tasks", "helaswag"])

@@ -98,6 +98,18 @@ def test_safetensors_cut_short(copy: Path) -> None:
     refused(copy, f"{file}: no such file")
 
 
+def test_a_clone_without_its_large_files(copy: Path) -> None:
+    """git leaves pointers of Git LFS in their place."""
+    for name in ("tokenizer.json", "model.safetensors", "model.gguf"):
+        whole = (copy / name).read_bytes()
+        (copy / name).write_text(
+            "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+        )
+        path = copy / name if name == "model.gguf" else copy
+        refused(path, f"{copy / name}: a pointer of Git LFS, not the file itself; fetch the file")
+        (copy / name).write_bytes(whole)
+
+
 def test_shards(copy: Path) -> None:
     index_file = copy / "model.safetensors.index.json"
     index = shard(copy)

@@ -258,6 +258,7 @@ def test_targets_and_patterns_by_expression() -> None:
     [
         ({"targets": "q_proj"}, r"lora.targets: 'q_proj' is none of the model's layers, which are "
                                 r"named as layers.0.attention.q_proj"),
+        ({"targets": "all-linear"}, r"without lora.targets all of them are adapted"),  # PEFT's
         ({"rank_pattern": {"w1": 2}}, r"lora.rank_pattern: 'w1' matches none of the adapted"),
     ],
 )  # fmt: skip
@@ -277,6 +278,7 @@ def test_what_matches_nothing_is_refused(fields: dict[str, Any], said: str) -> N
         ({"train_modules": ["lm_head"]}, r"lora.train_modules: unknown lm_head; known are embed, "
                                          r"head, norms"),
         ({"lr_ratio": 0}, r"lora.lr_ratio=0: must be above 0"),
+        ({"alpha": 0}, r"lora.alpha=0: must be above 0"),  # nothing would be learnt
     ],
 )  # fmt: skip
 def test_mistakes_in_the_settings(fields: dict[str, Any], said: str) -> None:

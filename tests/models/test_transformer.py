@@ -150,8 +150,18 @@ def _saved(folder: Path) -> Path:
 
 
 def test_broken_directories_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such model directory"):
+    with pytest.raises(UserError, match="none: no such file or folder; a model is a Hugging Face"):
         Transformer.from_pretrained(tmp_path / "none")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="file: a file of no known kind; a model is a Hugging Face"):
+        TransformerConfig.from_pretrained(tmp_path / "file")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="adapter: is an adapter, not a model; give the model"):
+        TransformerConfig.from_pretrained(tmp_path / "adapter")
+    _saved(tmp_path / "run" / "final")
+    with pytest.raises(UserError, match=r"run: is a run; its model is .*run/final"):
+        TransformerConfig.from_pretrained(tmp_path / "run")
     folder = _saved(tmp_path / "truncated")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])

@@ -182,6 +182,24 @@ def test_refusals_of_the_other_server(server: Running) -> None:
         error_of(server.chat(model="other"), 500)
 
 
+@pytest.mark.parametrize(
+    "usage", [{}, {"prompt_tokens": 3}, {"prompt_tokens": 3, "completion_tokens": None}, "3"]
+)
+def test_a_usage_without_numbers(server: Running, usage: Any) -> None:
+    """What the server's answer took is estimated, and the reservation is given back."""
+    limited(server, tokens_per_minute=500)
+    message = {"message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
+    whole = json.dumps({"choices": [message], "usage": usage}).encode()
+    streamed = sse(choice({"content": "hi"}, "stop"), {"choices": [], "usage": usage})
+    with answering((200, whole), (200, streamed)) as (url, _):
+        server.service.backends["other"] = Backend("other", url)
+        assert server.chat(model="other", max_tokens=9).status_code == 200
+        ((said, finish),) = joined(server.stream(model="other", max_tokens=9))
+        assert (said.content, finish) == ("hi", "stop")
+    assert used(server) > 0
+    assert len(server.gate.records.usage()) == 1
+
+
 def test_a_mended_stream() -> None:
     """What servers get wrong: no role, a second role, calls without index, id or type, "stop" after
     a call, two ends, usage in every chunk."""

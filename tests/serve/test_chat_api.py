@@ -220,6 +220,45 @@ def test_a_schema_becomes_a_grammar(server: Running) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["json_object", "json_schema"])
+def test_an_answer_by_a_schema_or_a_call(server: Running, kind: str) -> None:
+    """Agents send both: the model calls tools, and its last answer follows the schema."""
+    llguidance = pytest.importorskip("llguidance")
+    schema = {
+        "type": "object", "properties": {"name": {"$ref": "#/$defs/who"}}, "required": ["name"],
+        "additionalProperties": False, "$defs": {"who": {"enum": ["ann", "eve"]}},
+    }  # fmt: skip
+    form: dict[str, Any] = {"type": kind}
+    if kind == "json_schema":
+        form["json_schema"] = {"name": "a", "schema": schema}
+    # Its parameters cannot be enforced, and no call of it is demanded.
+    other = {"type": "function", "function": {"name": "other", "parameters": {
+        "type": "object", "properties": {"a": {"uniqueItems": True}}}}}  # fmt: skip
+    answers = ['{"name":"ann"}', '{"name":"eve"}', '{"name":"weather","arguments":{}}',
+               '{"name":"other","arguments":{"a":[1]}}']  # fmt: skip
+    for place, text in enumerate(answers):
+        server.engine.script = lambda request, text=text: text
+        given = {"tools": [WEATHER, other], "response_format": form}
+        ((streamed, finish),) = joined(server.stream(**given))
+        message = server.chat(**given).json()["choices"][0]["message"]
+        if place < 2:
+            assert (streamed.content, finish) == (message["content"], "stop") == (text, "stop")
+        else:
+            call = json.loads(text)
+            assert finish == "tool_calls" and message["content"] is None
+            assert message["tool_calls"][0]["function"]["name"] == call["name"]
+            assert json.loads(streamed.calls[0]["arguments"]) == call["arguments"]
+        grammar = server.engine.running[-1].request.grammar
+        assert grammar is not None
+        matcher = llguidance.LLMatcher(
+            llguidance.LLTokenizer(server.engine.tokenizer.backend.to_str()), grammar
+        )
+        assert matcher.consume_tokens(server.engine.tokenizer.encode(text)), text
+    matcher.reset()
+    wrong = server.engine.tokenizer.encode('{"name":"bob"}' if kind == "json_schema" else "[1]")
+    assert matcher.validate_tokens(wrong) < len(wrong)
+
+
 def test_thoughts_are_split_off_and_counted(server: Running) -> None:
     server.engine.script = lambda request: "<think>\nwell now\n</think>\n\nyes"
     body = server.chat().json()
@@ -315,6 +354,33 @@ def test_fields_without_effect_are_named(server: Running) -> None:
     assert answer.headers["x-ignored"] == "stream_options.include_obfuscation"
     server.service.unknown = "ignore"
     assert server.chat(**{"frobnicat\u00e9": 1}).headers["x-ignored"] == "frobnicat\\xe9"
+
+
+def test_unknown_fields_inside_others(server: Running) -> None:
+    """Clients of several providers send hints for the cache of one of them to all."""
+    hint = {"cache_control": {"type": "ephemeral"}}
+    part = {"type": "text", "text": "hello"}
+    body = {
+        "messages": [{"role": "user", "content": [{**part, **hint}, part], **hint}],
+        "tools": [{**WEATHER, **hint}],
+        "tool_choice": {"type": "function", "function": {"name": "weather"}, **hint},
+        "stream": True,
+        "stream_options": {"continuous_usage_stats": True},
+    }
+    error_of(server.chat(**body))
+    server.service.unknown = "ignore"
+    assert set(server.chat(**body).headers["x-ignored"].split(", ")) == {
+        "messages.cache_control", "messages.content.cache_control", "tools.cache_control",
+        "tool_choice.cache_control", "stream_options.continuous_usage_stats",
+    }  # fmt: skip
+    assert "hellohello" in server.engine.tokenizer.decode(server.engine.running[-1].request.prompt)
+    tool = {"type": "function", "name": "weather", **hint}
+    items = [{"role": "user", "content": "hi", **hint}]
+    given = {"model": "tiny", "input": items, "tools": [tool], "text": hint}
+    answer = server.http.post("/v1/responses", json=given)
+    assert set(answer.headers["x-ignored"].split(", ")) == {
+        "input.cache_control", "text.cache_control", "tools.function.cache_control",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

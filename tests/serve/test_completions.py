@@ -72,6 +72,7 @@ def test_the_prompt_is_a_plain_text(server: Running) -> None:
 def test_mistakes_name_the_field(server: Running, body: dict[str, Any], param: str) -> None:
     assert error_of(complete(server, **body))["param"] == param
     assert complete(server, echo=False).status_code == 200
+    assert error_of(complete(server, prompt=[]))["message"] == "the prompt is empty"
 
 
 def test_tokenize(server: Running) -> None:

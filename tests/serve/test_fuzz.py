@@ -58,10 +58,11 @@ PART = st.fixed_dictionaries({"type": st.sampled_from(["text", "image_url", "inp
 CALL = st.fixed_dictionaries({
     "id": WORDS, "type": st.just("function"),
     "function": st.fixed_dictionaries({"name": WORDS, "arguments": st.sampled_from(
-        ["{}", '{"a": 1}', "[", ""]) | JSON}),
+        ["{}", '{"a": 1}', "[", "", '{"a": "\\ud83d"}', "[" * 5000]) | JSON}),
 })  # fmt: skip
 MESSAGE = st.fixed_dictionaries(
-    {"role": st.sampled_from(["user", "system", "developer", "assistant", "tool", "robot"])},
+    {"role": st.sampled_from(["user", "system", "developer", "assistant", "tool", "robot"])
+     | JSON},
     optional={
         "content": WORDS | st.lists(PART, max_size=2) | JSON, "name": WORDS,
         "tool_calls": st.lists(CALL, max_size=2) | JSON, "tool_call_id": WORDS,

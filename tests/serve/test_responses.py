@@ -108,6 +108,28 @@ def test_other_tools_are_skipped_and_named(server: Running) -> None:
     assert answer.headers["x-ignored"] == "tools"
 
 
+def test_thoughts_that_reach_no_message(server: Running) -> None:
+    thoughts = {"type": "reasoning", "summary": [], "content": [
+        {"type": "reasoning_text", "text": "well"}]}  # fmt: skip
+    asked, answered = ({"role": role, "content": "hm"} for role in ("user", "assistant"))
+    for items, expected in (
+        ([asked, thoughts, answered, asked], None),
+        ([thoughts, asked], "input.reasoning"),
+        ([asked, thoughts], "input.reasoning"),
+        ([asked, {**thoughts, "content": None, "encrypted_content": "x"}, answered, asked],
+         "input.reasoning"),
+    ):  # fmt: skip
+        assert post(server, input=items).headers.get("x-ignored") == expected
+
+
+def test_a_choice_among_tools_that_are_skipped(server: Running) -> None:
+    """Clients that send "auto" with every request."""
+    for tools in ([], [{"type": "web_search"}]):
+        assert post(server, tools=tools, tool_choice="auto").status_code == 200
+    found = error_of(post(server, tools=[], tool_choice="required"), 400)
+    assert found["param"] == "tool_choice"
+
+
 def test_a_failure_is_the_last_event(server: Running, client: Any) -> None:
     server.engine.fail_after = 2
     found = list(client.responses.create(model="tiny", input="hi", stream=True))

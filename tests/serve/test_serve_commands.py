@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from lit_llm.cli import main
+from lit_llm.errors import UserError
 from lit_llm.people.keys import Keys
 from lit_llm.people.store.database import Store
 from lit_llm.people.store.records import Records
-from lit_llm.serve.loading import model_name
+from lit_llm.serve.loading import model_name, named_adapters
 from tests.people.test_store import record, unsettled
 
 
@@ -138,3 +139,14 @@ def test_a_missing_extra_is_named(
 )
 def test_the_name_of_a_model(ckpt: str, name: str) -> None:
     assert model_name(ckpt) == name
+
+
+def test_the_names_of_adapters(tmp_path: Path) -> None:
+    """A path may hold the sign between a name and a path; the adapter of a run has its name."""
+    folder = f"{tmp_path}/lr=2e-4/adapter"
+    assert named_adapters([folder, f"b={folder}", "runs/x"], "base") == {
+        "lr=2e-4": folder, "b": folder, "x": "runs/x",
+    }  # fmt: skip
+    for word in ("base=a", "base"):
+        with pytest.raises(UserError, match="there is another model named base; give NAME=DIR"):
+            named_adapters([word], "base")

@@ -16,7 +16,9 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 
+from lit_llm.serve.run import Listening, run_service
 from tests.serve.running import Running, events
 from tests.serve.test_api_streams import wait_until
 from tests.serve.test_chat_api import CALL, WEATHER, error_of, joined
@@ -276,6 +278,84 @@ def test_a_page_in_the_browser_uses_the_model(server: Running) -> None:
         error_of(server.http.get("/v1/models", headers=headers), 403)
 
 
+def with_call(arguments: str) -> list[dict[str, Any]]:
+    """A conversation in which the client sends a call back with these arguments."""
+    call = {"id": "a", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+    return [
+        {"role": "user", "content": "ask"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "a", "content": "no such call"},
+    ]
+
+
+def test_a_broken_call_poisons_its_conversation(server: Running) -> None:
+    """The server delivers what the model wrote, and the client sends it back with every turn."""
+    for arguments in ('{"city": "Bo', '{"city": "He said "no""}', "[1]", "[" * 100):
+        assert server.chat(messages=with_call(arguments)).status_code == 200
+        prompt = server.engine.tokenizer.decode(last(server).prompt)
+        assert json.dumps(arguments) in prompt
+
+
+def test_a_call_without_arguments_comes_back(server: Running) -> None:
+    """Some servers and clients write an empty text for no arguments."""
+    assert server.chat(messages=with_call("")).status_code == 200
+    assert '"arguments": {}' in server.engine.tokenizer.decode(last(server).prompt)
+
+
+def test_half_a_character_in_a_call_that_comes_back(server: Running) -> None:
+    """Spelled with an escape, it is found only where the arguments are parsed."""
+    arguments = '{"city": "\\ud83d"}'
+    assert server.chat(messages=with_call(arguments)).status_code == 200
+    assert json.dumps(arguments) in server.engine.tokenizer.decode(last(server).prompt)
+
+
+def test_half_a_character_in_a_call_of_the_model(server: Running) -> None:
+    server.engine.script = lambda request: (
+        '<tool_call>{"arguments": {"city": "\\ud83d"}, "name": "weather"}</tool_call>'
+    )
+    ((message, _),) = joined(server.stream(tools=[WEATHER]))
+    (whole,) = server.chat(tools=[WEATHER]).json()["choices"][0]["message"]["tool_calls"]
+    assert message.calls[0]["arguments"] == whole["function"]["arguments"]
+    assert json.loads(whole["function"]["arguments"]) == {"city": "\ud83d"}
+
+
+def test_a_call_whose_name_is_no_json(server: Running) -> None:
+    text = '<tool_call>{"name": "weather\\q", "arguments": {}}</tool_call>'
+    server.engine.script = lambda request: text
+    ((message, finish),) = joined(server.stream(tools=[WEATHER]))
+    assert (message.content, finish) == (text, "stop")
+
+
+def test_a_role_that_is_no_text(server: Running) -> None:
+    for role in (["user"], {}, 1, None):
+        found = error_of(server.chat(messages=[{"role": role, "content": "a"}]), 400)
+        assert found["param"] == "messages[0].role"
+
+
+def test_a_slash_at_the_end_leads_to_a_server_without_tls(server: Running) -> None:
+    """A redirect would name http://, and the client would send its key there."""
+    for method, path in (("POST", "/v1/chat/completions/"), ("GET", "/v1/models/")):
+        error_of(server.http.request(method, path, follow_redirects=False), 404)
+
+
+def test_an_idle_connection_is_closed_too_soon(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next request of a client or proxy that takes it for open would be lost."""
+    kept: list[float] = []
+
+    class Nothing:
+        def __init__(self, config: uvicorn.Config, *given: Any):
+            kept.append(config.timeout_keep_alive)
+
+        def run(self, sockets: list[Any]) -> None:
+            sockets[0].close()
+
+    monkeypatch.setattr("lit_llm.serve.run._Server", Nothing)
+    run_service(server.service, Listening("127.0.0.1", 0, 1, "", None))
+    assert kept[0] > 120  # Caddy's pool
+
+
 # Test -> (file, guard, what stands there without it).
 API, PEOPLE = "lit_llm/serve/api", "lit_llm/people"
 MUTATIONS: dict[str, tuple[str, str, str]] = {
@@ -351,6 +431,22 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         f"{API}/event_stream.py", 'text.replace("\\u2028", "\\\\u2028")', "text"),
     "test_a_page_in_the_browser_uses_the_model": (
         f"{API}/guard.py", "check_local(headers, self._service.hosts)\n", "pass\n"),
+    "test_a_broken_call_poisons_its_conversation": (
+        "lit_llm/data/chat/chat_format.py", "arguments, as_written=True)", "arguments)"),
+    "test_a_call_without_arguments_comes_back": (
+        "lit_llm/data/chat/messages.py", " if arguments.strip() else {}", ""),
+    "test_half_a_character_in_a_call_that_comes_back": (
+        "lit_llm/data/chat/messages.py", "check_characters(arguments, where)", "pass"),
+    "test_half_a_character_in_a_call_of_the_model": (
+        f"{API}/call_text.py", "written = json.dumps(arguments)\n", "pass\n"),
+    "test_a_call_whose_name_is_no_json": (
+        f"{API}/call_text.py", "= _read_name(", "= json.loads("),
+    "test_a_role_that_is_no_text": (
+        f"{API}/prompts.py", "not isinstance(role, str) or ", ""),
+    "test_a_slash_at_the_end_leads_to_a_server_without_tls": (
+        f"{API}/app.py", "redirect_slashes=False,", ""),
+    "test_an_idle_connection_is_closed_too_soon": (
+        "lit_llm/serve/run.py", "timeout_keep_alive=_KEEP_ALIVE,", ""),
 }  # fmt: skip
 
 

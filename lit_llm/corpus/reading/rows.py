@@ -19,6 +19,7 @@ BOM = b"\xef\xbb\xbf"
 _DECODER = json.JSONDecoder()
 _END = object()  # end of an array
 _BLOCK = 8 * 2**20  # bytes read at once
+_OVER_LINES = "an object over several lines; write one row a line, or an array of all rows"
 
 
 def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -66,6 +67,9 @@ def json_lines(
                         continue
                     if len(line) > longest:
                         yield number, too_long
+                        continue
+                    if line.strip() == b"{":
+                        yield number, _OVER_LINES
                         continue
                     row = parse_row(line)
                     reason = f"{row}; mend the line or take it out" if isinstance(row, str) else row

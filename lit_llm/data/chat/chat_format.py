@@ -157,12 +157,14 @@ class ChatFormat:
     def prompt_ids(self, messages: list[Message], arguments: Arguments = _NONE) -> list[int]:
         """Token ids of the conversation so far, followed by the generation prompt.
 
+        Arguments of tool calls that are not JSON stay the text that they are (`read_turns`).
+
         Raises:
             UserError: the messages are not a conversation, or the template refuses them or drops
                 one.
         """
         chosen = self._for(arguments)
-        turns = chosen._read(messages, arguments)
+        turns = chosen._read(messages, arguments, as_written=True)
         text = chosen._prompt(turns.messages, arguments)
         chosen._check_prompt(turns.messages, arguments, text)
         return self.encoder.ids(text)
@@ -251,9 +253,11 @@ class ChatFormat:
         with_tools = [] if self._with_tools is None else self._with_tools.stop_ids
         return list(dict.fromkeys([*self.tokenizer.stop_ids, *found, *with_tools]))
 
-    def _read(self, messages: list[Message], arguments: Arguments) -> Turns:
+    def _read(
+        self, messages: list[Message], arguments: Arguments, as_written: bool = False
+    ) -> Turns:
         """Check messages and arguments, and convert the messages to the template's form."""
-        turns = read_turns(messages)
+        turns = read_turns(messages, as_written)
         for number, message in enumerate(turns.messages, 1):
             for key in CONTENT_KEYS:
                 if message.get(key) and not self._uses(key, turns.messages, number - 1, arguments):

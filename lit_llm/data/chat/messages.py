@@ -74,19 +74,24 @@ class Turns(NamedTuple):
     parts: list[PartWeights]
 
 
-def read_turns(messages: Any) -> Turns:
+def read_turns(messages: Any, as_written: bool = False) -> Turns:
     """Check and convert a conversation.
 
     System and developer messages come first. Tool messages follow an assistant's message that calls
     a tool. Anything else is the template's affair: consecutive turns of one role, an assistant's
     turn first (it is context and not learnt), the user's last.
 
+    Args:
+        messages: the conversation.
+        as_written: the arguments of a tool call may be any text. A model may write a text that is
+            not JSON, and the client of a server sends it back with the conversation.
+
     Raises:
         UserError: ``messages`` is not such a conversation; names the message and the key.
     """
     if not isinstance(messages, list) or not messages:
         raise UserError("'messages' must be a list of {role, content} and not empty")
-    read = [_read(number, message) for number, message in enumerate(messages, 1)]
+    read = [_read(number, message, as_written) for number, message in enumerate(messages, 1)]
     _check_order([message for message, _, _ in read])
     messages, weights, parts = zip(*read, strict=True)
     return Turns(list(messages), list(weights), list(parts))
@@ -163,7 +168,7 @@ def check_characters(value: Any, where: str) -> None:
             check_characters(item, f"{where}[{number}]")
 
 
-def _read(number: int, message: Any) -> tuple[Message, float, PartWeights]:
+def _read(number: int, message: Any, as_written: bool) -> tuple[Message, float, PartWeights]:
     """Convert a message; returns (message for the template, its weight, the weights in it)."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise UserError(f"message {number} must be an object with 'role' and 'content'")
@@ -183,7 +188,7 @@ def _read(number: int, message: Any) -> tuple[Message, float, PartWeights]:
             raise UserError(f"message {number} has both 'function_call' and 'tool_calls'")
         clean["tool_calls"] = [{"type": "function", "function": clean.pop("function_call")}]
     if "tool_calls" in clean:
-        clean["tool_calls"] = _tool_calls(number, clean)
+        clean["tool_calls"] = _tool_calls(number, clean, as_written)
     parts: list[tuple[int, int, float]] = []
     if "content" in clean:
         clean["content"], parts = _content(number, role, clean["content"])
@@ -291,7 +296,7 @@ def _content(
     return parts, weights if any(weight != 1 for _, _, weight in weights) else []
 
 
-def _tool_calls(number: int, message: Message) -> list[dict[str, Any]]:
+def _tool_calls(number: int, message: Message, as_written: bool) -> list[dict[str, Any]]:
     """The calls without null fields; missing arguments become {}, null arguments inside stay."""
     calls = message["tool_calls"]
     if message["role"] != "assistant":
@@ -308,22 +313,32 @@ def _tool_calls(number: int, message: Message) -> list[dict[str, Any]]:
                 f'"arguments": object}}}}'
             )
         function = {"arguments": {}, **without_nulls(function)}
-        _check_arguments(
-            f"message {number}: the arguments of tool call {place}", function["arguments"]
-        )
+        if not (as_written and isinstance(function["arguments"], str)):
+            read_arguments(
+                function["arguments"], f"message {number}: the arguments of tool call {place}"
+            )
         found.append({**clean, "function": function} if "function" in clean else function)
     return found
 
 
-def _check_arguments(where: str, arguments: Any) -> None:
-    """Raise UserError unless the arguments of a tool call are an object or JSON text of one."""
+def read_arguments(arguments: Any, where: str) -> dict[str, Any]:
+    """The arguments of a tool call, an object or JSON text of one.
+
+    An empty text is an object without fields: so some servers write a call without arguments.
+
+    Raises:
+        UserError: they are something else, or a text in them holds an invalid character; begins
+            with ``where``.
+    """
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
-        except ValueError:
+            arguments = json.loads(arguments) if arguments.strip() else {}
+        except (ValueError, RecursionError):
             raise UserError(f"{where} are a text that is not JSON") from None
+        check_characters(arguments, where)  # the text may spell them with a backslash
     if not isinstance(arguments, dict):
         raise UserError(f"{where} must be an object or JSON text of one")
+    return arguments
 
 
 def _check_order(messages: list[Message]) -> None:

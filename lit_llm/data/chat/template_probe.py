@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
-from lit_llm.data.chat.messages import text_of
+from lit_llm.data.chat.messages import read_arguments, text_of
 from lit_llm.data.chat.template import ChatTemplate, Message, unmarked
 from lit_llm.errors import UserError
 
@@ -270,12 +271,15 @@ class TemplateProbe:
 
     def _fit_call(self, call: dict[str, Any]) -> dict[str, Any]:
         function = call.get("function", call)
-        arguments, form = function.get("arguments"), self._calls[1]
-        if isinstance(arguments, str) and form == "object":
-            arguments = json.loads(arguments)
-        elif isinstance(arguments, dict) and form == "text":
+        given, form = function.get("arguments"), self._calls[1]
+        arguments = given
+        if isinstance(arguments, str) and (form == "object" or not arguments.strip()):
+            # In a prompt it may be a text that is no object; it stays as the model wrote it.
+            with suppress(UserError):
+                arguments = read_arguments(arguments, "")
+        if isinstance(arguments, dict) and form == "text":
             arguments = json.dumps(arguments, ensure_ascii=False)
-        else:
+        if arguments is given:
             return call
         changed = {**function, "arguments": arguments}
         return {**call, "function": changed} if "function" in call else changed

@@ -45,6 +45,11 @@ def examples_told(card: dict[str, Any], folder: Path, reused: bool) -> list[str]
             f"{weighted:,} examples have labels with a weight other than 0 and 1: losses are "
             "weighted means"
         )
+    if same := splits["validation"]["trained_on"]:
+        told.append(
+            f"{same:,} of {splits['validation']['examples']:,} validation examples are training "
+            "examples too: the validation loss does not say what the model does with new ones"
+        )
     told += left_out_of(card)
     if others := card["rows_of_the_other_split"]:
         told.append(

@@ -13,7 +13,7 @@ from lit_llm.corpus.reading.rows import BOM, check_once, json_lines, parquet_row
 from lit_llm.corpus.reading.sources import STDLIB, list_files
 from lit_llm.data.rows.docstrings import docstring_rows
 from lit_llm.data.rows.hub_dataset import HUB, hub_files
-from lit_llm.errors import UserError
+from lit_llm.errors import UserError, check_not_pointer
 
 Sources = str | list[str] | dict[str, float]
 Row = tuple[str, dict[str, Any] | UserError]
@@ -71,6 +71,7 @@ def read_rows(pattern: str) -> Iterator[Row]:
         yield from ((f"{STDLIB}:{row['id']}", row) for row in docstring_rows())
         return
     for path in files_of(pattern):
+        check_not_pointer(path)
         name = COMPRESSED.sub("", path.name.lower())
         if path.name.lower().endswith(".parquet"):
             rows = parquet_rows(path)
@@ -94,7 +95,8 @@ def csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any] |
     reason in its place.
 
     Raises:
-        UserError: two columns of one name, no columns, or the file is not readable.
+        UserError: two columns of one name, no columns, names that are not UTF-8, or the file is not
+            readable.
     """
     csv.field_size_limit(LONGEST_LINE)
     number = 0
@@ -102,6 +104,8 @@ def csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any] |
         with open_input(str(path)) as stream:
             rows = csv.reader(_lines(stream), delimiter=delimiter, strict=True)
             names = next(rows, [])
+            if _not_utf8(names):
+                raise UserError(f"{path}: the first line is not UTF-8; save the file as UTF-8")
             if not any(names):
                 raise UserError(f"{path}: no columns; the first line of a CSV file names them")
             for name in names:
@@ -142,6 +146,11 @@ def _lines(stream: SupportsRead) -> Iterator[str]:
 def _csv_row(names: list[str], values: list[str]) -> dict[str, Any] | str:
     if len(values) != len(names):
         return f"{len(values)} values in a row, and the first line names {len(names)} columns"
-    if any("\udc80" <= letter <= "\udcff" for value in values for letter in value):
+    if _not_utf8(values):
         return "not UTF-8; mend the line or take it out"
     return {name: value for name, value in zip(names, values, strict=True) if name and value}
+
+
+def _not_utf8(values: list[str]) -> bool:
+    """Whether `_lines` found bytes that are not UTF-8 in one of the values."""
+    return any("\udc80" <= letter <= "\udcff" for value in values for letter in value)

@@ -367,7 +367,7 @@ def parsed(key: str, value: Any, texts: bool = False) -> Any:
         return value
     try:
         return json.loads(value) if value.strip() else None
-    except ValueError:
+    except (ValueError, RecursionError):
         if texts:
             return value
         raise UserError(f"{key!r} is a text that is not JSON") from None

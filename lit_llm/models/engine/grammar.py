@@ -47,7 +47,15 @@ class Grammars:
         """
         from llguidance import LLMatcher
 
-        message = LLMatcher.validate_grammar(grammar, self._tokenizer(stop_ids))
+        tokenizer = self._tokenizer(stop_ids)
+        message = LLMatcher.validate_grammar(grammar, tokenizer)
+        if not message:
+            # Some schemas, such as {"$ref": "#"}, are valid and describe no text.
+            matcher = LLMatcher(tokenizer, grammar)
+            matcher.compute_bitmask()
+            if matcher.is_error():
+                reason = matcher.get_error().partition("<state>")[0].strip()
+                message = f"no token may begin the answer ({reason})"
         if message:
             raise UserError(f"grammar: {' '.join(message.split())}")
 

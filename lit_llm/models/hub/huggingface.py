@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_llm.errors import UserError
+from lit_llm.errors import UserError, check_not_pointer
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.hub import generation_config as generation
 from lit_llm.models.hub.config_json import config_from_hf, config_to_hf, family_of
@@ -116,6 +116,7 @@ def _broken_file_errors(file: Path) -> Iterator[None]:
     """
     from safetensors import SafetensorError
 
+    check_not_pointer(file)
     try:
         yield
     except UserError:
@@ -183,6 +184,25 @@ def read_config(folder: Path) -> TransformerConfig:
     return _config_and_family(folder)[0]
 
 
+def _check_folder(folder: Path) -> None:
+    """Raise UserError for what users give in the place of a model's folder."""
+    if not folder.is_dir():
+        what = "a file of no known kind" if folder.exists() else "no such file or folder"
+        raise UserError(
+            f"{folder}: {what}; a model is a Hugging Face directory, a .gguf file or "
+            "package:NAME/FILE (hf download OWNER/NAME --local-dir DIR fetches one of the hub)"
+        )
+    if (folder / "config.json").exists():
+        return
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{folder}: is an adapter, not a model; give the model it was made for, or merge both: "
+            f"lit_llm merge {folder} OUT"
+        )
+    if (folder / "final" / "config.json").is_file():
+        raise UserError(f"{folder}: is a run; its model is {folder / 'final'}")
+
+
 def _config_and_family(folder: Path) -> tuple[TransformerConfig, str | None]:
     """Return the config, and the family whose tensor names the weights use.
 
@@ -190,6 +210,7 @@ def _config_and_family(folder: Path) -> tuple[TransformerConfig, str | None]:
     the weights hold two tensors that differ. They then stay two tensors, with a warning, as in
     transformers (``PreTrainedModel.tie_weights``).
     """
+    _check_folder(folder)
     hf = read_json(folder / "config.json")
     config = config_from_hf(hf, str(folder / "config.json"))
     family = None if hf["model_type"] == "lit_llm" else hf["model_type"]
@@ -229,8 +250,6 @@ def read_model(
     convert: Callable[[str, Tensor], dict[str, Tensor]] | None = None,
 ) -> Transformer:
     """See `Transformer.from_pretrained`."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such model directory")
     config, family = _config_and_family(folder)
     model = meta_transformer(config)
     layout = Layout(

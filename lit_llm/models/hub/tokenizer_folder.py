@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from lit_llm.errors import UserError
+from lit_llm.errors import UserError, check_not_pointer
 from lit_llm.models.hub import generation_config as generation
 from lit_llm.models.hub.chat_templates import read_chat_templates, write_chat_templates
 from lit_llm.models.hub.special_tokens import add_special_tokens, settings_of_names
@@ -31,6 +31,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
         raise UserError(
             f"{file}: no such file; a tokenizer is a tokenizer.json or a folder holding one"
         )
+    check_not_pointer(file)
     try:
         text = file.read_text(encoding="utf-8")
         backend = Backend.from_str(text)

@@ -20,8 +20,16 @@ def create_app(service: Service) -> FastAPI:
     Args:
         service: models, gate and settings.
     """
-    # The pages of the documentation would load scripts from other hosts.
-    app = FastAPI(title="lit_llm", version=lit_llm.__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="lit_llm",
+        version=lit_llm.__version__,
+        # The pages of the documentation would load scripts from other hosts.
+        docs_url=None,
+        redoc_url=None,
+        # A redirect from /v1/models/ would name this server as http://. Behind a proxy with TLS a
+        # client would send its key there without encryption.
+        redirect_slashes=False,
+    )
     app.state.service = service
     for module in (chat, completions, responses, models, health):
         app.include_router(module.router)

@@ -61,8 +61,8 @@ class CallText:
 
     def _head(self, character: str) -> str:
         if character == "{" and (match := _OPENED.match(self.held)):
-            name = json.loads(match[1])
-            if name not in self._tools:
+            name = _read_name(match[1])
+            if name is None or name not in self._tools:
                 self.verdict = "no call"
                 return ""
             self.name, self._phase = name, "arguments"
@@ -102,6 +102,14 @@ class CallText:
             self._depth -= 1
 
 
+def _read_name(text: str) -> str | None:
+    """The name in quotes, or None if a model wrote what is not JSON, such as an unknown escape."""
+    try:
+        return str(json.loads(text))
+    except ValueError:
+        return None
+
+
 def _read_call(text: str) -> tuple[str, str] | None:
     """(name, arguments as JSON text) of a complete object, or None."""
     try:
@@ -121,4 +129,8 @@ def _read_call(text: str) -> tuple[str, str] | None:
     arguments = {} if arguments is None else arguments
     if not isinstance(call.get("name"), str) or not isinstance(arguments, dict):
         return None
-    return call["name"], json.dumps(arguments, ensure_ascii=False)
+    written = json.dumps(arguments, ensure_ascii=False)
+    if any("\ud800" <= letter <= "\udfff" for letter in written):
+        # The model spelled half a character with an escape. It has no bytes in UTF-8.
+        written = json.dumps(arguments)
+    return call["name"], written

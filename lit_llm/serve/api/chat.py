@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from lit_llm.serve.api.answer_parser import AnswerParser, syntax_of
+from lit_llm.serve.api.answer_parser import PLAIN, AnswerParser, syntax_of
 from lit_llm.serve.api.answering import streamed, whole
 from lit_llm.serve.api.body import read_body
 from lit_llm.serve.api.context import key_of, service_of
@@ -25,6 +25,7 @@ from lit_llm.serve.api.prompts import chat_prompt, writes_thoughts
 from lit_llm.serve.api.reader import Alternatives, Update
 from lit_llm.serve.api.schema import ChatBody, NamedTool, checked
 from lit_llm.serve.api.service import ServedModel
+from lit_llm.serve.api.unknown_keys import drop_unknown
 
 router = APIRouter()
 
@@ -34,6 +35,8 @@ async def chat_completions(request: Request) -> Response:
     """Answer a conversation, whole or as a stream of events."""
     service, key = service_of(request), key_of(request)
     fields, ignored = check_fields(await read_body(request), CHAT, service.unknown)
+    if service.unknown == "ignore":
+        ignored += drop_unknown(ChatBody, fields)
     body = checked(ChatBody, fields)
     ignored += body.without_effect
     if (backend := service.backends.get(body.model)) is not None:
@@ -71,14 +74,15 @@ def chat_job(body: ChatBody, model: ServedModel) -> tuple[Job, list[str]]:
     prompt = chat_prompt(model.chat, body.messages, arguments, body.reasoning_effort)
     template = model.chat.template
     thoughts, names = writes_thoughts(model.chat), [tool.function.name for tool in body.tools]
-    grammar = forced or format_grammar(body.response_format)
+    grammar = forced or format_grammar(body.response_format, body.tools if calls else ())
 
     def parser() -> AnswerParser:
         return AnswerParser(
             # A grammar rules the answer from its first token: there is no room for thoughts.
             reasoning=thoughts and grammar is None,
             thinking=prompt.thinking and grammar is None,
-            syntax=syntax_of(template) if calls else None,
+            # Under a grammar a call is a JSON object for every family of models.
+            syntax=None if not calls else PLAIN if grammar else syntax_of(template),
             tools=names,
             forced=forced is not None,
         )

@@ -23,6 +23,7 @@ from lit_llm.serve.api.generation import Generation, Job
 from lit_llm.serve.api.reader import Alternatives, Update
 from lit_llm.serve.api.schema import CompletionBody, checked
 from lit_llm.serve.api.service import ServedModel
+from lit_llm.serve.api.unknown_keys import drop_unknown
 
 router = APIRouter()
 
@@ -32,6 +33,8 @@ async def completions(request: Request) -> Response:
     """Continue a text, whole or as a stream of events."""
     service, key = service_of(request), key_of(request)
     fields, ignored = check_fields(await read_body(request), COMPLETIONS, service.unknown)
+    if service.unknown == "ignore":
+        ignored += drop_unknown(CompletionBody, fields)
     body = checked(CompletionBody, fields)
     ignored += body.without_effect
     model = service.model(body.model, key)
@@ -83,9 +86,8 @@ def _prompt_ids(body: CompletionBody, model: ServedModel) -> list[int]:
     if wrong := next((i for i in ids if not 0 <= i < size), None):
         raise refused(f"prompt: there is no token {wrong}; the vocabulary has {size}", "prompt")
     if not ids:
-        raise refused(
-            "the prompt is empty, and this model has no token that begins a text", "prompt"
-        )
+        why = "" if isinstance(prompt, list) else ", and this model has no token that begins a text"
+        raise refused(f"the prompt is empty{why}", "prompt")
     return ids
 
 

@@ -154,8 +154,10 @@ class Forwarded:
 
     def _spent(self) -> tuple[int, int]:
         """Tokens of prompt and answer; bytes of their text where the other server has not said."""
-        if self._usage is not None:
-            return int(self._usage["prompt_tokens"]), int(self._usage["completion_tokens"])
+        usage = self._usage if isinstance(self._usage, dict) else {}
+        prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        if isinstance(prompt, int) and isinstance(completion, int):
+            return prompt, completion
         return min(self._bound, self._most), min(self._written, max(0, self._most - self._bound))
 
 

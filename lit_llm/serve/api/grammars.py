@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lit_llm.serve.api.errors import refused
+from lit_llm.serve.api.errors import ApiError, refused
 from lit_llm.serve.api.schema import NamedTool, ResponseFormat, Tool
 
 LARGEST_SCHEMA = 256 * 2**10
@@ -17,23 +17,38 @@ _OPTIONS: Any = {"whitespace_flexible": False, "lenient": False}
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 
-def format_grammar(form: ResponseFormat | None) -> str | None:
+def format_grammar(form: ResponseFormat | None, tools: Sequence[Tool] = ()) -> str | None:
     """The grammar for ``response_format``, or None for any text.
+
+    Args:
+        form: of the answer.
+        tools: that the model may call; in place of an answer it may then write one call, in the
+            form of `call_grammar`.
 
     Raises:
         ApiError: 400 for a schema that cannot be enforced; names the place as a JSON pointer.
     """
     if form is None or form.type == "text":
         return None
-    if form.type == "json_object":
-        return _compiled(_ANY_OBJECT, "response_format")
+    schema, where = _ANY_OBJECT, "response_format"
+    if form.type == "json_schema":
+        schema, where = _schema_of(form), "response_format.json_schema.schema"
+    grammar = _compiled(schema, where)
+    if not tools or form.type == "json_object":
+        return grammar
+    calls, definitions = _calls([(at, tool, _enforced(tool)) for at, tool in enumerate(tools)])
+    anything = [_hoisted(schema, "answer"), *calls]
+    return _compiled({"anyOf": anything, "$defs": {"answer": schema, **definitions}}, where)
+
+
+def _schema_of(form: ResponseFormat) -> dict[str, Any]:
     if form.json_schema is None or form.json_schema.schema_ is None:
         raise refused(
             "response_format.json_schema.schema is required",
             param="response_format.json_schema.schema",
             code="missing_required_parameter",
         )
-    return _compiled(form.json_schema.schema_, "response_format.json_schema.schema")
+    return form.json_schema.schema_
 
 
 def call_grammar(tools: Sequence[Tool], choice: str | NamedTool | None) -> str | None:
@@ -55,28 +70,49 @@ def call_grammar(tools: Sequence[Tool], choice: str | NamedTool | None) -> str |
             param="tool_choice",
             code="invalid_value",
         )
-    calls = []
     for at, tool in allowed:
-        parameters = tool.function.parameters or _ANY_OBJECT
-        _compiled(parameters, f"tools[{at}].function.parameters")
-        calls.append(
-            {
-                "type": "object",
-                "properties": {
-                    "name": {"const": tool.function.name},
-                    "arguments": {**_ANY_OBJECT, **_hoisted(parameters, at)},
-                },
-                "required": ["name", "arguments"],
-                "additionalProperties": False,
-            }
-        )
-    definitions = {f"tool{at}": tool.function.parameters or _ANY_OBJECT for at, tool in allowed}
+        _compiled(tool.function.parameters or _ANY_OBJECT, f"tools[{at}].function.parameters")
+    calls, definitions = _calls(
+        [(at, tool, tool.function.parameters or _ANY_OBJECT) for at, tool in allowed]
+    )
     schema = {"anyOf": calls} if len(calls) > 1 else calls[0]
     return _compiled({**schema, "$defs": definitions}, "tool_choice")
 
 
-def _hoisted(parameters: dict[str, Any], at: int) -> dict[str, Any]:
-    """References of a tool's schema as seen from the schema of all calls."""
+def _enforced(tool: Tool) -> dict[str, Any]:
+    """The tool's parameters, or any object if they cannot be enforced: the call is not demanded."""
+    try:
+        _compiled(tool.function.parameters or _ANY_OBJECT, "")
+    except ApiError:
+        return _ANY_OBJECT
+    return tool.function.parameters or _ANY_OBJECT
+
+
+def _calls(
+    tools: Sequence[tuple[int, Tool, dict[str, Any]]],
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The schemas of one call of each tool, and the definitions that they refer to.
+
+    Args:
+        tools: (number, tool, schema of its parameters).
+    """
+    calls = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": tool.function.name},
+                "arguments": {**_ANY_OBJECT, **_hoisted(parameters, f"tool{at}")},
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for at, tool, parameters in tools
+    ]
+    return calls, {f"tool{at}": parameters for at, _, parameters in tools}
+
+
+def _hoisted(schema: dict[str, Any], name: str) -> dict[str, Any]:
+    """References of a schema as seen from a schema that has it as the definition ``name``."""
 
     def moved(value: Any) -> Any:
         if isinstance(value, list):
@@ -85,10 +121,10 @@ def _hoisted(parameters: dict[str, Any], at: int) -> dict[str, Any]:
             return value
         found = {key: moved(item) for key, item in value.items()}
         if isinstance(found.get("$ref"), str) and found["$ref"].startswith("#"):
-            found["$ref"] = f"#/$defs/tool{at}{found['$ref'][1:]}"
+            found["$ref"] = f"#/$defs/{name}{found['$ref'][1:]}"
         return found
 
-    return moved(parameters)
+    return moved(schema)
 
 
 def _compiled(schema: dict[str, Any], where: str) -> str:

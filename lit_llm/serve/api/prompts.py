@@ -14,7 +14,7 @@ from lit_llm.errors import UserError
 from lit_llm.serve.api.answer_parser import END_THINK, THINK
 from lit_llm.serve.api.errors import refused
 
-_KEYS = {
+MESSAGE_KEYS = {
     "system": {"content", "name"},
     "developer": {"content", "name"},
     "user": {"content", "name"},
@@ -24,6 +24,7 @@ _KEYS = {
         "audio", "function_call",
     },
 }  # fmt: skip
+"""Keys of a message, by its role."""
 _SYSTEM = ("system", "developer")
 
 
@@ -104,12 +105,12 @@ def _read(number: int, message: dict[str, Any]) -> Message:
     where = f"messages[{number}]"
     found = {key: value for key, value in message.items() if value is not None}
     role = found.get("role")
-    if role not in _KEYS:
+    if not isinstance(role, str) or role not in MESSAGE_KEYS:
         raise refused(
-            f"{where}.role is {role!r}; roles are {', '.join(_KEYS)}", param=f"{where}.role"
+            f"{where}.role is {role!r}; roles are {', '.join(MESSAGE_KEYS)}", param=f"{where}.role"
         )
     for key in found.keys() - {"role"}:
-        if key not in _KEYS[role]:
+        if key not in MESSAGE_KEYS[role]:
             raise refused(
                 f"{where} has the unknown key {key!r}",
                 param=f"{where}.{key}",

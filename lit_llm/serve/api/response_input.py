@@ -7,6 +7,8 @@ from typing import Any
 from lit_llm.serve.api.errors import refused
 
 _TEXT_PARTS = ("input_text", "output_text", "text")
+ITEM_KEYS = ("type", "role", "content", "id", "status", "phase")
+"""Keys of a message in the field ``input``."""
 
 
 def messages_of(given: Any, instructions: str | None) -> list[dict[str, Any]]:
@@ -54,8 +56,25 @@ def messages_of(given: Any, instructions: str | None) -> list[dict[str, Any]]:
     return found
 
 
+def thoughts_without_effect(given: Any) -> list[str]:
+    """The name for `x-ignored` if the input has thoughts that reach no message.
+
+    Thoughts belong to the answer or call after them; encrypted ones and summaries are not used.
+    """
+    items = given if isinstance(given, list) else []
+    for item, following in zip(items, [*items[1:], {}], strict=False):
+        if not isinstance(item, dict) or item.get("type") != "reasoning":
+            continue
+        answered = isinstance(following, dict) and (
+            following.get("type") == "function_call" or following.get("role") == "assistant"
+        )
+        if not answered or not item.get("content"):
+            return ["input.reasoning"]
+    return []
+
+
 def _message(item: dict[str, Any], where: str) -> dict[str, Any]:
-    unknown = item.keys() - {"type", "role", "content", "id", "status", "phase"}
+    unknown = item.keys() - set(ITEM_KEYS)
     if unknown:
         name = sorted(unknown)[0]
         raise refused(f"{where} has the unknown key {name!r}", param=f"{where}.{name}")

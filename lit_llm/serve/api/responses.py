@@ -19,9 +19,10 @@ from lit_llm.serve.api.errors import ApiError, refused
 from lit_llm.serve.api.event_stream import event
 from lit_llm.serve.api.fields import RESPONSES, check_fields
 from lit_llm.serve.api.generation import Generation, Job
-from lit_llm.serve.api.response_input import messages_of
+from lit_llm.serve.api.response_input import messages_of, thoughts_without_effect
 from lit_llm.serve.api.response_items import ResponseItems
 from lit_llm.serve.api.schema import ChatBody, ResponsesBody, checked
+from lit_llm.serve.api.unknown_keys import drop_unknown
 
 router = APIRouter()
 
@@ -31,10 +32,15 @@ async def responses(request: Request) -> Response:
     """Answer an input, whole or as a stream of events."""
     service, key = service_of(request), key_of(request)
     fields, ignored = check_fields(await read_body(request), RESPONSES, service.unknown)
+    if service.unknown == "ignore":
+        ignored += drop_unknown(ResponsesBody, fields)
     body = checked(ResponsesBody, fields)
     tools, skipped = _tools(body)
     model = service.model(body.model, key)
-    chat_body = _chat_body(body, tools)
+    chat_fields = _chat_fields(body, tools)
+    if service.unknown == "ignore":
+        ignored += drop_unknown(ChatBody, chat_fields)
+    chat_body = checked(ChatBody, chat_fields)
     job, without_effect = await service.encode(lambda: chat_job(chat_body, model))
     job = dataclasses.replace(job, id=f"resp_{secrets.token_hex(12)}", route="/v1/responses")
     ignored += without_effect + (["tools"] if skipped else []) + _parts_without_effect(body)
@@ -53,7 +59,7 @@ def _parts_without_effect(body: ResponsesBody) -> list[str]:
         "reasoning.summary": body.reasoning and body.reasoning.summary,
         "reasoning.generate_summary": body.reasoning and body.reasoning.generate_summary,
     }
-    return [name for name, value in found.items() if value]
+    return [name for name, value in found.items() if value] + thoughts_without_effect(body.input)
 
 
 def _tools(body: ResponsesBody) -> tuple[list[dict[str, Any]], list[str]]:
@@ -62,8 +68,8 @@ def _tools(body: ResponsesBody) -> tuple[list[dict[str, Any]], list[str]]:
     return functions, [str(tool.get("type")) for tool in body.tools if tool not in functions]
 
 
-def _chat_body(body: ResponsesBody, tools: list[dict[str, Any]]) -> ChatBody:
-    """The same request to the chat API.
+def _chat_fields(body: ResponsesBody, tools: list[dict[str, Any]]) -> dict[str, Any]:
+    """The fields of the same request to the chat API.
 
     Raises:
         ApiError: 400.
@@ -84,14 +90,19 @@ def _chat_body(body: ResponsesBody, tools: list[dict[str, Any]]) -> ChatBody:
         "top_p": body.top_p,
         "user": body.user,
         "reasoning_effort": None if body.reasoning is None else body.reasoning.effort,
-        "tool_choice": _choice(body.tool_choice),
+        "tool_choice": _choice(body.tool_choice, tools),
         "response_format": _format(body),
     }
-    fields |= {name: value for name, value in given.items() if value is not None}
-    return checked(ChatBody, fields)
+    return fields | {name: value for name, value in given.items() if value is not None}
 
 
-def _choice(choice: Any) -> Any:
+def _choice(choice: Any, tools: list[dict[str, Any]]) -> Any:
+    """``tool_choice`` of the chat API; None if nothing is left to choose from.
+
+    Clients send "auto" with every request, also where all of their tools are skipped.
+    """
+    if choice == "auto" and not tools:
+        return None
     if isinstance(choice, dict):
         if choice.get("type") != "function":
             raise refused("tool_choice names no function", param="tool_choice")
