@@ -177,7 +177,9 @@ def open_input(path: str) -> Iterator[SupportsRead]:
             case "zst":
                 import zstandard
 
-                yield _Inflated(raw, lambda: zstandard.ZstdDecompressor().decompressobj())
+                # `zstd --long=31`, as of large dumps, needs more than zstandard's 128 MB.
+                press = zstandard.ZstdDecompressor(max_window_size=2**31)
+                yield _Inflated(raw, press.decompressobj)
             case "bz2":
                 yield _Inflated(raw, bz2.BZ2Decompressor)
             case "xz":
