@@ -98,6 +98,13 @@ def test_safetensors_cut_short(copy: Path) -> None:
     refused(copy, f"{file}: no such file")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "model.gguf"])
+def test_pointers_of_git_lfs(copy: Path, name: str) -> None:
+    file = copy / name
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 99999\n")
+    refused(file if name == "model.gguf" else copy, f"{file}: a pointer of Git LFS, not the file")
+
+
 def test_shards(copy: Path) -> None:
     index_file = copy / "model.safetensors.index.json"
     index = shard(copy)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lit_llm.corpus.reading.documents import Document, to_tables
+from lit_llm.corpus.reading.files import open_raw
 from lit_llm.corpus.reading.formats.csv_file import NOT_CSV, read_csv
 from lit_llm.corpus.reading.formats.json_file import read_json
 from lit_llm.corpus.reading.formats.jsonl import read_lines
@@ -17,6 +18,7 @@ from lit_llm.corpus.reading.sources import SourceFile
 from lit_llm.corpus.reading.text_field import with_its_field
 from lit_llm.errors import UserError
 
+from lit_llm.io import git_lfs
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -64,6 +66,8 @@ def _read(part: Part, file: SourceFile) -> Iterator[Document | pa.Table]:
         match kind:
             case "jsonl":
                 yield from read_lines(part, file)
+        if file.size < git_lfs.LARGEST and _is_pointer(file):
+            raise OSError(git_lfs.SAID)
             case "json":
                 yield from read_json(part, file)
             case "csv":
@@ -88,3 +92,8 @@ def _read(part: Part, file: SourceFile) -> Iterator[Document | pa.Table]:
         raise UserError(
             f"{file.path}: {kind} needs {error.name}; pip install 'lit_llm[corpus]'"
         ) from error
+
+
+def _is_pointer(file: SourceFile) -> bool:
+    with open_raw(file.path) as raw:
+        return git_lfs.is_pointer(raw.read(git_lfs.LARGEST))

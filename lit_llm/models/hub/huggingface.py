@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lit_llm.errors import UserError
+from lit_llm.io.git_lfs import refuse_pointer
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.hub import generation_config as generation
 from lit_llm.models.hub.config_json import config_from_hf, config_to_hf, family_of
@@ -117,6 +118,8 @@ def _broken_file_errors(file: Path) -> Iterator[None]:
     from safetensors import SafetensorError
 
     try:
+        if file.is_file():
+            refuse_pointer(file)
         yield
     except UserError:
         raise

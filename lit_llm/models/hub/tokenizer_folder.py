@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.errors import UserError
+from lit_llm.io.git_lfs import refuse_pointer
 from lit_llm.models.hub import generation_config as generation
 from lit_llm.models.hub.chat_templates import read_chat_templates, write_chat_templates
 from lit_llm.models.hub.special_tokens import add_special_tokens, settings_of_names
@@ -41,6 +42,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     settings = generation.read_object(settings_file)
     own_size = table_size(backend)
     found = add_special_tokens(backend, file.parent)
+    refuse_pointer(file)
     model_config = generation.read_object(file.parent / "config.json")
     rows = model_config.get("vocab_size")
     if isinstance(rows, int) and own_size <= rows < table_size(backend):
