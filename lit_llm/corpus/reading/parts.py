@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lit_llm.corpus.reading.files import COMPRESSED, is_utf16, open_raw
+from lit_llm.corpus.reading.rows import holds_array
 from lit_llm.corpus.reading.sources import (
     Source,
     SourceFile,
@@ -23,7 +24,7 @@ from lit_llm.corpus.reading.sources import (
     renamed,
 )
 
-_FORMAT = 3  # version of the readers' results; another number makes all parts new
+_FORMAT = 4  # version of the readers' results; another number makes all parts new
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def _whole(source: Source, batch: list[SourceFile]) -> Part:
 def _pieces(source: Source, file: SourceFile, target_bytes: int) -> Iterator[tuple[int, int, int]]:
     """Yield (start, stop, bytes) of each piece; nothing for a file that is read whole."""
     kind = source.kind_of(file.path)
-    if kind == "jsonl" and not COMPRESSED.search(file.path) and not is_utf16(file.path):
+    cut_anywhere = kind == "jsonl" and not COMPRESSED.search(file.path)
+    if cut_anywhere and not is_utf16(file.path) and not holds_array(file.path):
         count = -(-file.size // target_bytes)
         edges = [file.size * i // count for i in range(count + 1)]
         yield from ((start, stop, stop - start) for start, stop in itertools.pairwise(edges))

@@ -14,6 +14,7 @@ from lit_llm.corpus.reading.formats.parquet import read_parquet
 from lit_llm.corpus.reading.formats.warc import read_warc
 from lit_llm.corpus.reading.formats.whole import read_code, read_html, read_text
 from lit_llm.corpus.reading.parts import Part
+from lit_llm.corpus.reading.rows import holds_array
 from lit_llm.corpus.reading.sources import SourceFile
 from lit_llm.corpus.reading.text_field import with_its_field
 from lit_llm.errors import UserError
@@ -69,6 +70,8 @@ def _read(part: Part, file: SourceFile) -> Iterator[Document | pa.Table]:
         if file.size < git_lfs.LARGEST and _is_pointer(file):
             raise OSError(git_lfs.SAID)
             case "json":
+            case "jsonl" if part.stop is None and holds_array(file.path):
+                yield from read_json(part, file)
                 yield from read_json(part, file)
             case "csv":
                 yield from read_csv(part, file)
