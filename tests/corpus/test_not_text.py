@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
+from reading import rows
 
 from lit_llm.corpus.reading.documents import decode
 from lit_llm.corpus.reading.files import hidden
@@ -41,10 +45,6 @@ def test_rich_text_is_dropped_and_front_matter_left_out(tmp_path: Path) -> None:
     assert found["d.md"][0].startswith("a rule") and found["e.txt"][0].startswith("---")
 
 
-def test_hidden_files_are_counted(tmp_path: Path) -> None:
-    for name in ("a.txt", ".b.txt", ".git/x", ".git/y", "in/.c.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet", "a.json", "a.html"])
 def test_pointers_of_git_lfs_are_damage(tmp_path: Path, name: str) -> None:
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4d' * 32}\nsize 99999\n"
@@ -78,6 +78,10 @@ def test_an_arrow_file_is_a_mistake(tmp_path: Path) -> None:
     assert len(rows(Source("s", str(tmp_path), exclude="*.arrow"))) == 1
 
 
+def test_hidden_files_are_counted(tmp_path: Path) -> None:
+    for name in ("a.txt", ".b.txt", ".git/x", ".git/y", "in/.c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
     assert hidden(str(tmp_path)) == 3
     assert hidden(str(tmp_path / "a.txt")) == hidden("s3://bucket/x") == 0
 

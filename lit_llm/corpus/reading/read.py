@@ -18,8 +18,8 @@ from lit_llm.corpus.reading.rows import holds_array
 from lit_llm.corpus.reading.sources import SourceFile
 from lit_llm.corpus.reading.text_field import with_its_field
 from lit_llm.errors import UserError
-
 from lit_llm.io import git_lfs
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -34,6 +34,8 @@ _BROKEN = (
     "not UTF-8",
     NOT_CSV,
 )
+
+_ARROW = (".arrow", ".feather")
 
 
 def is_broken(dropped: str) -> bool:
@@ -54,7 +56,8 @@ def read_part(part: Part) -> Iterator[pa.Table]:
     unique within a source, except ids from the rows themselves, which are used as they are.
 
     Raises:
-        UserError: there is no field ``text_field``, or a package to read such files is missing.
+        UserError: there is no field ``text_field``, a file is an Arrow file, or a package to read
+            such files is missing.
     """
     yield from to_tables((read for file in part.files for read in _read(part, file)), part.source)
 
@@ -63,15 +66,15 @@ def _read(part: Part, file: SourceFile) -> Iterator[Document | pa.Table]:
     """Yield a file's documents, one at a time or as tables if the format has columns."""
     kind = part.source.kind_of(file.path)
     try:
-        part = with_its_field(part, file, kind)
-        match kind:
-            case "jsonl":
-                yield from read_lines(part, file)
         if file.size < git_lfs.LARGEST and _is_pointer(file):
             raise OSError(git_lfs.SAID)
-            case "json":
+        part = with_its_field(part, file, kind)
+        match kind:
             case "jsonl" if part.stop is None and holds_array(file.path):
                 yield from read_json(part, file)
+            case "jsonl":
+                yield from read_lines(part, file)
+            case "json":
                 yield from read_json(part, file)
             case "csv":
                 yield from read_csv(part, file)
@@ -83,6 +86,12 @@ def _read(part: Part, file: SourceFile) -> Iterator[Document | pa.Table]:
                 yield read_html(file)
             case "code":
                 yield read_code(file, part.source)
+            case _ if kind == "text" and file.path.lower().endswith(_ARROW):
+                # Their rows are the texts of a dataset, and what lies beside them is about it.
+                raise UserError(
+                    f"{file.path}: Arrow files are not read; save the dataset as parquet "
+                    f"(Dataset.to_parquet), or leave out {file.path.rpartition('/')[2]!r}"
+                )
             case _:
                 yield read_text(file, part.source)
     except OSError as error:
