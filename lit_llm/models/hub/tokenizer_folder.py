@@ -22,6 +22,9 @@ _USUAL_NAMES = {
     "pad_token": (PAD, "<pad>", "[PAD]"),
 }
 
+# Formats that transformers converts: SentencePiece or tiktoken; GPT-2's with merges.txt; BERT's.
+_OLDER_FORMATS = ("tokenizer.model", "vocab.json", "vocab.txt")
+
 
 def read_tokenizer(path: Path) -> Tokenizer:
     """See `Tokenizer.from_pretrained`; ``path`` is a tokenizer.json or the folder of one."""
@@ -29,9 +32,17 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
+        older = [name for name in _OLDER_FORMATS if (path / name).is_file()]
         raise UserError(
-            f"{file}: no such file; a tokenizer is a tokenizer.json or a folder holding one"
+            f"{file}: no such file; "
+            + (
+                f"transformers makes it of {older[0]}: AutoTokenizer.from_pretrained({str(path)!r})"
+                f".save_pretrained({str(path)!r})"
+                if older
+                else "a tokenizer is a tokenizer.json or a folder holding one"
+            )
         )
+    refuse_pointer(file)
     try:
         text = file.read_text(encoding="utf-8")
         backend = Backend.from_str(text)
@@ -42,7 +53,6 @@ def read_tokenizer(path: Path) -> Tokenizer:
     settings = generation.read_object(settings_file)
     own_size = table_size(backend)
     found = add_special_tokens(backend, file.parent)
-    refuse_pointer(file)
     model_config = generation.read_object(file.parent / "config.json")
     rows = model_config.get("vocab_size")
     if isinstance(rows, int) and own_size <= rows < table_size(backend):
