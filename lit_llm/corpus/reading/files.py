@@ -67,6 +67,16 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
+def is_read_error(error: Exception, path: str) -> bool:
+    """Whether ``error`` says that the file cannot be read.
+
+    That is an OSError, and for a URL also an exception of the package that connects to the store:
+    these exceptions have no common base.
+    """
+    package = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError) or (is_url(path) and package not in ("builtins", "lit_llm"))
+
+
 def find(pattern: str) -> list[Found]:
     """Return the files that a path, a folder (with its subfolders) or a glob names.
 
@@ -313,7 +323,10 @@ def _file_system(url: str) -> tuple[Any, str]:
 
     try:
         return fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:  # ValueError: fsspec does not know the protocol
+    except Exception as error:
+        # ValueError: fsspec does not know the protocol
+        if not isinstance(error, ImportError | ValueError) and not is_read_error(error, url):
+            raise
         raise UserError(f"data.sources: {url}: {error}") from None
 
 
@@ -334,8 +347,11 @@ def _find_remote(pattern: str) -> list[Found]:
             listed = system.find(inner, detail=True)
     except FileNotFoundError:
         return []
-    except (OSError, ImportError) as error:
-        raise UserError(f"data.sources: {pattern} cannot be listed ({error})") from error
+    except Exception as error:
+        if not isinstance(error, ImportError) and not is_read_error(error, pattern):
+            raise
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"data.sources: {pattern} cannot be listed ({said})") from error
     files = []
     for name, info in listed.items():
         id = name[len(base) :].lstrip("/")

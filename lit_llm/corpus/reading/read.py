@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lit_llm.corpus.reading.documents import Document, to_tables
-from lit_llm.corpus.reading.files import open_raw
+from lit_llm.corpus.reading.files import is_read_error, open_raw
 from lit_llm.corpus.reading.formats.csv_file import NOT_CSV, read_csv
 from lit_llm.corpus.reading.formats.json_file import read_json
 from lit_llm.corpus.reading.formats.jsonl import read_lines
@@ -94,16 +94,18 @@ def _read(part: Part, file: SourceFile) -> Iterator[Document | pa.Table]:
                 )
             case _:
                 yield read_text(file, part.source)
-    except OSError as error:
-        piece = "" if part.stop is None else f"#{part.start}-{part.stop}"
-        why = " ".join(str(error.strerror or error).split())[:120]
-        yield Document(
-            file.id + piece, file.source, file.path, "", f"unreadable: {why}", part.start
-        )
     except ImportError as error:
         raise UserError(
             f"{file.path}: {kind} needs {error.name}; pip install 'lit_llm[corpus]'"
         ) from error
+    except Exception as error:
+        if not is_read_error(error, file.path):
+            raise
+        piece = "" if part.stop is None else f"#{part.start}-{part.stop}"
+        why = " ".join(str(getattr(error, "strerror", None) or error).split())[:120]
+        yield Document(
+            file.id + piece, file.source, file.path, "", f"unreadable: {why}", part.start
+        )
 
 
 def _is_pointer(file: SourceFile) -> bool:
