@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from lit_llm.corpus.extra import corpus_extra
 from lit_llm.corpus.output.folder import FORMAT, Corpus
 from lit_llm.corpus.reading.files import hidden, is_url
+from lit_llm.corpus.reading.read import may_be_read_later
 from lit_llm.corpus.reading.sources import Source, Sources, as_sources, files_of, list_files
 from lit_llm.corpus.storage.transaction import finish, transaction
 from lit_llm.errors import UserError, told_of_a_path
@@ -166,7 +167,8 @@ def build(
             finish(output)
             if (output / "datacard.json").is_file():
                 corpus = Corpus.load(output)
-                if corpus.fingerprint == key:
+                again = any(map(may_be_read_later, corpus.datacard["dropped"]))
+                if corpus.fingerprint == key and not again:
                     return corpus
             elif any(path.name != WORK for path in output.iterdir()):
                 raise UserError(f"{output}: is not empty; name another folder")

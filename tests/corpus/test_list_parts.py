@@ -92,7 +92,7 @@ def test_a_store_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(MemoryFileSystem, "_open", fails)
     found = rows("memory://away", 100)
     assert [(row["id"], row["dropped"]) for row in found] == [
-        (name, "read: unreadable: no such host") for name in names
+        (name, "read: could not be read: no such host") for name in names
     ]
     monkeypatch.setattr(MemoryFileSystem, "find", fails)
     with pytest.raises(UserError, match=r"memory://away cannot be listed \(no such host\)"):
@@ -118,6 +118,6 @@ def test_a_file_that_is_gone_is_a_row(tmp_path: Path) -> None:
         file.unlink()
     found = [row for part in parts for table in read_part(part) for row in table.to_pylist()]
     assert [(row["id"], row["dropped"]) for row in found] == [
-        (name, "read: unreadable: No such file or directory")
+        (name, "read: could not be read: No such file or directory")
         for name in ["a.txt", "b.jsonl", "c.parquet", "d.warc"]
     ]

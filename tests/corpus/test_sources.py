@@ -48,7 +48,7 @@ def test_links_to_folders_are_followed_once_and_broken_links_are_told(tmp_path: 
         "a.txt": None,
         "far/c.txt": None,
         "far/deep/d.txt": None,
-        "gone.txt": "unreadable: No such file or directory",
+        "gone.txt": "could not be read: No such file or directory",
         "in/b.txt": None,
     }
     (gone,) = documents_of(f"{tmp_path}/top/g*.txt")
@@ -238,7 +238,7 @@ def test_messy_files_are_dropped_with_a_reason(tmp_path: Path) -> None:
         "empty",
         "empty",
         None,
-        "unreadable: No such file or directory",
+        "could not be read: No such file or directory",
         None,
     ]
     assert documents[4].text == "good"

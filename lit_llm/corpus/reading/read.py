@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 # Reasons of damaged files, and of files that do not contain what their name says. The other reasons
 # are for text without use, and for data that is not text.
+_UNREACHED = "could not be read"  # a file that another try may read
 _BROKEN = (
+    _UNREACHED,
     "unreadable",
     "damaged record",
     "cut record",
@@ -44,6 +46,15 @@ def is_broken(dropped: str) -> bool:
     Empty and binary files are not damaged.
     """
     return dropped.startswith(tuple(f"read: {reason}" for reason in _BROKEN))
+
+
+def may_be_read_later(dropped: str) -> bool:
+    """Whether a value of "dropped" stands for a file that another try may read.
+
+    Examples: its store was not reached, it may not be opened, its link led nowhere. Its size and
+    version do not change when it can be read.
+    """
+    return dropped.startswith(f"read: {_UNREACHED}")
 
 
 def read_part(part: Part) -> Iterator[pa.Table]:
@@ -103,9 +114,11 @@ def _read(part: Part, file: SourceFile) -> Iterator[Document | pa.Table]:
             raise
         piece = "" if part.stop is None else f"#{part.start}-{part.stop}"
         why = " ".join(str(getattr(error, "strerror", None) or error).split())[:120]
-        yield Document(
-            file.id + piece, file.source, file.path, "", f"unreadable: {why}", part.start
-        )
+        # What is wrong with the content raises an OSError without a number.
+        content = isinstance(error, OSError) and error.errno is None
+        content = content and not isinstance(error, ConnectionError | TimeoutError)
+        reason = f"{'unreadable' if content else _UNREACHED}: {why}"
+        yield Document(file.id + piece, file.source, file.path, "", reason, part.start)
 
 
 def _is_pointer(file: SourceFile) -> bool:
