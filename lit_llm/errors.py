@@ -151,26 +151,6 @@ def check_folder(setting: str, path: str | os.PathLike[str]) -> None:
         raise UserError(f"{setting}={path}: {folder} is a file, not a folder; name a folder")
 
 
-def check_not_pointer(path: str | os.PathLike[str]) -> None:
-    """Raise UserError if the file is a pointer of Git LFS.
-
-    A clone without git-lfs leaves such a text of three lines in the place of each large file. A
-    file that cannot be opened is left to its reader.
-    """
-    try:
-        with open(path, "rb") as file:
-            head = file.read(len(_POINTER))
-    except OSError:
-        return
-    if head == _POINTER:
-        raise UserError(
-            f"{path}: a pointer of Git LFS, not the file itself; fetch the file with git lfs pull"
-        )
-
-
-_POINTER = b"version https://git-lfs.github.com/spec/"
-
-
 def check_no_link_to_nothing(path: str | os.PathLike[str]) -> None:
     """Raise UserError if ``path`` is a link whose target is missing.
 

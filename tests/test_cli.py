@@ -183,6 +183,7 @@ def test_a_fit_and_what_lies_in_its_folder(
             ["data.global_batch_tokens=100", "nearest: 96 or 128"],
         ),
         (["--data.corpus", "nowhere"], ["nowhere", "no such file"]),
+        (["--data.sources", "a.txt", "b.txt"], ["b.txt: belongs to no option", "in quotes"]),
         (["--data.corpus", "null", "--data.sources", "no/such/*.txt"], ["no/such/*.txt"]),
         (["--data.seq_len", "10000000"], ["data.seq_len=10000000", "longer than"]),
         (["--model.transformer", "nano-6m"], ["nano-6m", "nano-5m"]),

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from test_cli import check_mistake, config_file, fit, in_a_folder_of_its_own  # noqa: F401
 
 from lit_llm.cli import main
@@ -124,3 +125,13 @@ def test_mistakes_and_bugs_are_told_apart(error: Exception, said: str | None) ->
 
     told = explain(error)
     assert told is None if said is None else said in str(told)
+
+
+def test_a_callback_with_an_enum_for_a_default(
+    tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_file(tmp_path, corpus)
+    status, error = fit(config, "--trainer.callbacks+=Timer", capsys=capsys)
+    assert status == 0, error
+    saved = yaml.safe_load((tmp_path / "runs" / "mine" / "config.yaml").read_text())
+    assert saved["trainer"]["callbacks"][0]["init_args"]["interval"] == "step"

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import glob
 import hashlib
+import itertools
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -16,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from lit_llm.corpus.extra import corpus_extra
 from lit_llm.corpus.output.folder import FORMAT, Corpus
-from lit_llm.corpus.reading.files import hidden
+from lit_llm.corpus.reading.files import hidden, is_url
+from lit_llm.corpus.reading.read import may_be_read_later
 from lit_llm.corpus.reading.sources import Source, Sources, as_sources, files_of, list_files
 from lit_llm.corpus.storage.transaction import finish, transaction
 from lit_llm.errors import UserError, told_of_a_path
@@ -120,7 +124,7 @@ def build_corpus(
     with corpus_extra():
         from lit_llm.corpus.config import plain
 
-    made = as_sources(sources, text_field, max_line_bytes)
+    made = _without_output(as_sources(sources, text_field, max_line_bytes), Path(output))
     config = plain(made, tokenizer, vocab_size, validation_fraction)
     settings = {
         "tokenizer": tokenizer, "vocab_size": vocab_size, "text_field": text_field,
@@ -128,7 +132,7 @@ def build_corpus(
     }  # fmt: skip
     if max_line_bytes != Source.max_line_bytes:
         settings["max_line_bytes"] = max_line_bytes
-    return build(config, output, progress=progress, key=fingerprint(sources, settings))
+    return build(config, output, progress=progress, key=fingerprint(made, settings))
 
 
 def build(
@@ -154,6 +158,7 @@ def build(
         settings = config.content()
         if files := config.read_files():  # named by the settings, and read anew when they change
             settings["files"] = files
+        config = dataclasses.replace(config, sources=_without_output(config.sources, Path(output)))
         key = fingerprint(config.sources, settings)
     output = Path(output).expanduser().absolute()
     try:
@@ -162,7 +167,8 @@ def build(
             finish(output)
             if (output / "datacard.json").is_file():
                 corpus = Corpus.load(output)
-                if corpus.fingerprint == key:
+                again = any(map(may_be_read_later, corpus.datacard["dropped"]))
+                if corpus.fingerprint == key and not again:
                     return corpus
             elif any(path.name != WORK for path in output.iterdir()):
                 raise UserError(f"{output}: is not empty; name another folder")
@@ -174,6 +180,27 @@ def build(
             raise UserError(f"{output}: cannot be written ({told_of_a_path(error)})") from error
         raise
     return Corpus.load(output)
+
+
+def _without_output(sources: list[Source], output: Path) -> list[Source]:
+    """Leave out the files of ``output`` where it lies in a source's folder.
+
+    The next build would read the corpus that this one writes.
+    """
+    whole = output.expanduser().absolute()
+    own = [f"{glob.escape(path)}/*" for path in {str(whole), os.path.relpath(whole)}]
+    return [
+        dataclasses.replace(source, exclude=[*source.exclude, *sorted(own)])
+        if any(not is_url(path) and _fixed(path) in whole.parents for path in source.paths)
+        else source
+        for source in sources
+    ]
+
+
+def _fixed(pattern: str) -> Path:
+    """Return the folder that all files of a pattern are below."""
+    parts = Path(pattern).expanduser().absolute().parts
+    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), parts))
 
 
 def _build(config: CorpusConfig, output: Path, progress: bool, key: str) -> None:
@@ -192,7 +219,10 @@ def _build(config: CorpusConfig, output: Path, progress: bool, key: str) -> None
     # Print what is ignored: excluded files, and hidden files and folders.
     for source in config.sources:
         if source.exclude and (left_out := files_of(source, excluded=True)):
-            say.say(f"{source.name}: {len(left_out):,} files are left out by exclude")
+            say.say(
+                f"{source.name}: {len(left_out):,} files are left out by exclude, or because they "
+                "lie in the output folder"
+            )
         if unseen := sum(map(hidden, source.paths)):
             say.say(
                 f"{source.name}: {unseen:,} hidden files and folders (their names begin with a "

@@ -38,7 +38,7 @@ from lit_llm.corpus.output.mixture import shares
 from lit_llm.corpus.output.shards import ShardWriter, token_dtype
 from lit_llm.corpus.progress import Progress
 from lit_llm.corpus.reading.parts import Part, list_parts
-from lit_llm.corpus.reading.read import is_broken
+from lit_llm.corpus.reading.read import is_broken, may_be_read_later
 from lit_llm.corpus.steps import Clean, Select, Sign, merged
 from lit_llm.corpus.storage.store import (
     Store,
@@ -142,13 +142,30 @@ class Pipeline:
             blocks,
             [content(file) for block in blocks for file in block.inputs()],
         ]
-        keys = [digest("clean", part.key, settings) for part in self.parts]
+        keys = [self._key_of_part(part, settings) for part in self.parts]
         self.keys = keys
         targets = [self.store.path("clean", key) for key in keys]
         tasks = [
             Clean.of(part, blocks, target) for part, target in zip(self.parts, targets, strict=True)
         ]
         return self._map("clean", tasks, targets, threads=sum(self.sizes) < _FEW_BYTES)
+
+    def _key_of_part(self, part: Part, settings: list[object]) -> str:
+        """Return the key of a part's clean documents.
+
+        A part with files that an earlier build could not read gets a new one: they are tried again,
+        and all that was made from the part is made again too.
+        """
+        key = digest("clean", part.key, settings)
+        while (output := self.store.path("clean", key)).exists():
+            try:
+                dropped = read_counts(output)["dropped"]
+            except UserError:  # damaged: it is made again
+                break
+            if not any(map(may_be_read_later, dropped)):
+                break
+            key = digest("clean", key)
+        return key
 
     def _check_read(self) -> None:
         """Print what reading repaired and dropped; stop if too many documents are damaged."""

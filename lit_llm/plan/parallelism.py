@@ -41,9 +41,11 @@ def choose(
     """
     # Tensor parallelism: split matrices until each group of GPUs has a sequence of the batch.
     sequences = max(1, round(batch_tokens / setup.seq_len))
+    # LoRA, layers in 8 bits and quantized weights are not cut; the latter are not sharded either.
+    cannot = setup.lora or setup.precision == "fp8" or setup.quantize is not None
+    most = 1 if cannot else min(shape.most_cuts, NODE, gpus)
     tensor = 1
-    # Quantized weights are not sharded: every GPU has a copy.
-    while setup.quantize is None and gpus / tensor > sequences and 2 * tensor <= min(NODE, gpus):
+    while gpus / tensor > sequences and 2 * tensor <= most:
         tensor *= 2
     # Degrees of sharding, in order of communication: none, whole nodes that divide the number of
     # copies, all GPUs.
@@ -76,7 +78,11 @@ def choose(
                 tried = larger
             memory = training_memory(shape, tried)
             accumulation = max(1, round(sequences / (copies * tried.micro_batch_size)))
-            return Parallelism(tried, memory, accumulation, *_describe(shape, tried, gpus))
+            name, why = _describe(shape, tried, gpus)
+            if copies > sequences:
+                step = copies * setup.seq_len
+                why += f"; each copy needs a sequence, so a step has {step / 1e6:,.3g}M tokens"
+            return Parallelism(tried, memory, accumulation, name, why)
     return None
 
 

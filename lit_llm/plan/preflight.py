@@ -141,7 +141,8 @@ def _summary(
     chip = accelerator_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     if chip is not None and flops is not None:
         model = fitted()
-        hours = model.gpu_hours(Job(shape.active_params, flops, chip, trainer.world_size))
+        job = Job(shape.active_params, flops, chip, trainer.world_size, setup.precision)
+        hours = model.gpu_hours(job)
         low, high = (hours / trainer.world_size * math.exp(side * model.spread) for side in (-1, 1))
         cost = "" if chip.usd is None else f", ${hours * chip.usd:,.2f} at ${chip.usd:g} a GPU-hour"
         parts.append(f"{low:.2g} to {high:.2g} hours on {trainer.world_size} x {chip.name}{cost}")

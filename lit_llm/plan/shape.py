@@ -6,6 +6,7 @@ They come from a config, or are typical of a number of parameters.
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -47,6 +48,11 @@ class ModelShape:
 
     These are gated rows of the tables, each block's input before `EmbeddingMix`, the first
     embedding, and what `Smear` reads.
+    """
+    most_cuts: int = 8
+    """Largest tensor-parallel size with which `lit_llm fit` can train the model.
+
+    1 for mixtures of experts; a divisor of the heads if these are known.
     """
     attention_flops: float | None = None
     """Forward FLOPs per token at a given sequence length.
@@ -94,6 +100,7 @@ def typical_shape(params: float, total_params: float | None = None) -> ModelShap
         params=total, matrices=total - params + active, active_matrices=active,
         active_params=params, layers=layers, width=width, query_width=width, kv_width=width / 4,
         mlp_width=8 / 3 * width, gated=True, vocab_size=vocab,
+        most_cuts=ModelShape.most_cuts if total == params else 1,
     )  # fmt: skip
 
 
@@ -133,8 +140,18 @@ def shape_of(config: TransformerConfig, seq_len: int) -> ModelShape:
         qk_norm="none" if config.qk_norm == "none"
         else "with_gain" if config.norm_weight else "without_gain",
         mixing_width=_mixing_width(config),
+        most_cuts=_most_cuts(config),
         attention_flops=attention_flops_per_token(config, seq_len),
     )  # fmt: skip
+
+
+def _most_cuts(config: TransformerConfig) -> int:
+    """What `lit_llm.models.parallel.parallelize` does not refuse."""
+    whole = config.qk_norm in ("projection", "per_head")
+    if config.num_experts or whole:
+        return 1
+    sizes = (config.num_heads, config.num_kv_heads, config.intermediate_size)
+    return math.gcd(ModelShape.most_cuts, *(size for size in sizes if size is not None))
 
 
 def _mixing_width(config: TransformerConfig) -> float:

@@ -164,10 +164,10 @@ def plan(
 
     def job(n: float, d: float, count: float) -> Job:
         flops = shape_with(n).training_flops(d, seq_len, lora)
-        return Job(n, flops, accelerator, count, precision == "fp8")
+        return Job(n, flops, accelerator, count, precision)
 
     if mfu is not None:
-        model = model.calibrated(mfu, params or 1e9, accelerator, precision == "fp8")
+        model = model.calibrated(mfu, params or 1e9, accelerator, precision)
     means = _Means(
         model, job, rate, gpus, days, budget, gpu_hours, params is None or tokens is None
     )

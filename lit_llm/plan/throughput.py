@@ -16,6 +16,9 @@ leave:
   FlashAttention), each moved about four times, for 72 d^2 FLOPs. The accelerator's ratio of FLOPs
   to bytes gives the time.
 
+In float32 products are slower (`Accelerator.fp32_share`), and activations and what is communicated
+have twice the bytes.
+
 More fitted numbers would not help: published runs scatter by a third around any formula
 (benchmarks/planner.py shows each).
 """
@@ -32,6 +35,7 @@ import numpy as np
 
 from lit_llm.models.accounting.hardware import Accelerator, find_accelerator
 from lit_llm.plan.goodput import goodput
+from lit_llm.plan.memory import Precision
 from lit_llm.plan.shape import typical_shape
 
 NODE = 8
@@ -62,7 +66,7 @@ class Job:
     """FLOPs of the whole training."""
     accelerator: Accelerator
     gpus: float
-    fp8: bool = False
+    precision: Precision = "bf16"
     reliable: bool = False
     """Hours count steps only, without failures and pauses."""
 
@@ -92,10 +96,10 @@ class Throughput:
         return _ideal_hours(job) * (self.local * local + self.network * network + traffic)
 
     def calibrated(
-        self, mfu: float, active_params: float, accelerator: Accelerator, fp8: bool
+        self, mfu: float, active_params: float, accelerator: Accelerator, precision: Precision
     ) -> Throughput:
         """Replace ``local`` so that one node reaches the MFU that was measured there."""
-        local, _, traffic = _features(Job(active_params, 1.0, accelerator, NODE, fp8))
+        local, _, traffic = _features(Job(active_params, 1.0, accelerator, NODE, precision))
         wanted = accelerator.attainable_flops / (accelerator.peak_flops * mfu)
         return Throughput(max(0.0, wanted - traffic) / local, self.network, self.spread)
 
@@ -125,7 +129,8 @@ def published_runs() -> tuple[PublishedRun, ...]:
             flops = typical_shape(params).training_flops(float(row["tokens"]), int(row["seq_len"]))
             job = Job(
                 params, flops, find_accelerator(row["accelerator"]),
-                float(row["count"] or usual_gpus(flops)), fp8=row["precision"] == "fp8",
+                float(row["count"] or usual_gpus(flops)),
+                precision="fp8" if row["precision"] == "fp8" else "bf16",  # bf16 is as fast as fp16
                 reliable=row["basis"] == "steps",
             )  # fmt: skip
             runs.append(PublishedRun(row["model"], row["family"], job, float(row["gpu_hours"])))
@@ -179,10 +184,12 @@ def _features(job: Job) -> tuple[float, float, float]:
     width = typical_shape(job.active_params).width
     chip = job.accelerator.peak_flops / find_accelerator(_REFERENCE).peak_flops
     outside = max(0.0, 1 - (NODE if job.accelerator.linked else 1) / job.gpus)
+    gain = {"bf16": 1.0, "fp8": _FP8_GAIN, "fp32": job.accelerator.fp32_share}[job.precision]
+    moved = 2.0 if job.precision == "fp32" else 1.0  # bytes, in units of those of 16 bits
     return (
-        1 / (_FP8_GAIN if job.fp8 else 1.0),
-        outside * chip * 1000 / width,
-        _TRAFFIC * job.accelerator.ridge / width,
+        1 / gain,
+        moved * outside * chip * 1000 / width,
+        moved * _TRAFFIC * job.accelerator.ridge / width,
     )
 
 

@@ -208,6 +208,11 @@ def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
     text = " ".join(message.replace("\n", " ").split())
     if (file := re.match(r"unrecognized arguments?: ([^-]\S*\.ya?ml)", text)) is not None:
         return f"{file[1]}: give it as --config {file[1]}"
+    if (value := re.match(r"unrecognized arguments?: ([^-\s]\S*)", text)) is not None:
+        return (
+            f"{value[1]}: belongs to no option; put a pattern such as '*.txt' in quotes, or the "
+            "shell replaces it by the names of files"
+        )
     if said := _explain_class(text) or _explain_value(text):
         return said
     # An optional section is typed as a Union. jsonargparse then reports the mistake of each member:
@@ -325,7 +330,10 @@ def _explain_value(text: str) -> str | None:
     if not taken:
         return None
     inner = re.findall(r"(?:- |\": )(\w+): (?=Expected a|Does not validate)", text)
-    return f"{'.'.join([key[1], *inner])}={value[1]}: must be {' or '.join(dict.fromkeys(taken))}"
+    said = f"{'.'.join([key[1], *inner])}={value[1]}: must be {' or '.join(dict.fromkeys(taken))}"
+    if value[1] in ("True", "False") and _KINDS["str"] in taken:  # "no" is Norwegian
+        said += "; YAML takes no, yes, off and on for true or false: put the word in quotes"
+    return said
 
 
 _UNKNOWN_KEY = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,15 @@ def check_yaml(text: str) -> None:
 
 
 def guard_jsonargparse() -> None:
-    """Make jsonargparse check the YAML that it reads: values, and sections in separate files."""
+    """Make jsonargparse check the YAML that it reads: values, and sections in separate files.
+
+    It also writes members of an Enum by their values: Lightning's Timer has one for a default.
+    """
     from jsonargparse import get_loader, set_loader
 
+    yaml.SafeDumper.add_multi_representer(
+        Enum, lambda dumper, member: dumper.represent_data(member.value)
+    )
     load = get_loader("yaml")
     if getattr(load, "checks", False):
         return

@@ -159,12 +159,19 @@ def write_directory(model: Transformer, tokenizer: Tokenizer, out: Path) -> None
     """Write a Hugging Face directory under a temporary name, rename it to ``out``, and say so.
 
     Raises:
-        UserError: it could not be written.
+        UserError: it could not be written, or float16 cannot hold a weight.
     """
+    import torch
     from safetensors import SafetensorError
 
     from lit_llm.models.hub.config_json import family_of, readers_of
 
+    for name, tensor in model.state_dict().items():
+        if tensor.dtype == torch.float16 and not tensor.isfinite().all():
+            raise UserError(
+                f"{out}: {name} has values beyond the 65,504 of float16, or not finite: "
+                "take --dtype bfloat16"
+            )
     try:
         with replacing(out) as part:  # this also replaces an empty directory
             model.save_pretrained(part)

@@ -55,7 +55,11 @@ class CSVLogger(Logger):
         self._row_start: int | None = None  # its byte offset in the file; None before it is opened
         self._file_is_of_this_fit = False
         self._resume_step: int | None = None
-        self._module: Any = lambda: None  # a weak reference
+        self._module: weakref.ref[Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # ddp_spawn pickles the Trainer with its loggers; a weak reference cannot be pickled.
+        return {**self.__dict__, "_module": None}
 
     @property
     def name(self) -> str:
@@ -120,7 +124,7 @@ class CSVLogger(Logger):
 
     def _is_fitting(self, step: int) -> bool:
         """Whether a fit is running; without a known Trainer, whether ``step`` is above 0."""
-        trainer = trainer_of(self._module())
+        trainer = None if self._module is None else trainer_of(self._module())
         return step > 0 if trainer is None else trainer.state.fn == "fit"
 
     def _merged(self, row: dict[str, Any], new: dict[str, Any], fitting: bool) -> dict[str, Any]:

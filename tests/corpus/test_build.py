@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from lit_llm.cli import main
 from lit_llm.corpus.build import build_corpus, cached_corpus, fingerprint
 from lit_llm.corpus.output.folder import Corpus
 from lit_llm.corpus.output.shards import ShardWriter, read_tokens
@@ -221,6 +222,29 @@ def test_building_again_into_the_same_folder(tmp_path: Path) -> None:
     assert other.tokenizer.vocab_size == 303 and other.path == corpus.path
     with pytest.raises(UserError, match="is not empty"):
         build_corpus(texts, sources=str(texts), **SETTINGS)
+
+
+@pytest.mark.parametrize("pattern", ["texts", "./texts/**/*", "{tmp}/texts"])
+def test_the_output_lies_in_a_source(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    pattern: str,
+) -> None:
+    """What one build writes is not read by the next."""
+    monkeypatch.chdir(tmp_path)
+    texts = make_texts(tmp_path / "texts")
+    args = ["corpus", "build", "--input", pattern.format(tmp=tmp_path), "--output", "texts/[new]",
+            "--vocab_size", "300", "--workers", "1"]  # fmt: skip
+    assert main(args) == 0
+    card = (texts / "[new]" / "datacard.json").read_bytes()
+    assert main(args) == 0 and (texts / "[new]" / "datacard.json").read_bytes() == card
+    (texts / "more.txt").write_text("another text, alpha and beta and gamma\n" * 9)
+    capsys.readouterr()
+    assert main(args) == 0
+    assert "files are left out by exclude, or because they lie in the" in capsys.readouterr().err
+    grown = json.loads((texts / "[new]" / "datacard.json").read_text())
+    assert grown["read"]["documents"] == json.loads(card)["read"]["documents"] + 1 == 61
 
 
 BUILD = """

@@ -120,11 +120,16 @@ def test_build_by_the_command_line(
             ["build", "--input", "here", "--output", "c", "--language.keep", "[x]"],
             "'x' is not a language that CLD2 detects",
         ),
+        (
+            ["build", "--input", "here", "--output", "c", "--language.keep", "[no, en]"],
+            r"language\.keep=False: must be text; YAML takes no.*put the word in quotes",
+        ),
         (["build", "--config", "corpus/wob", "--output", "c"], "did you mean corpus/web"),
         (
             ["build", "--input", "here", "--output", "c", "--runner", "slurm"],
             "runner=slurm: must be local or ray",
         ),
+        (["build", "--input", "here/a", "here/b", "--output", "c"], "here/b: .*pattern.*in quotes"),
         (["build", "--input", "here/a.jsonl", "--output", "c"], r"a\.jsonl:1: no field 'text'"),
         (["sweep"], "no command 'sweep'; commands: build, report, explain, remove"),
         (["report", "here"], r"here/datacard\.json: no such file"),

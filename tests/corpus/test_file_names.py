@@ -19,12 +19,22 @@ from lit_llm.corpus.reading.sources import Source
 
 TEXTS = ["Überall one", "and two 道"]
 LINES = "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in TEXTS).encode()
+
+
+def zstd_long(data: bytes) -> bytes:
+    """What `zstd --long=31` writes, with which dumps of whole sites are made."""
+    window = zstandard.ZstdCompressionParameters.from_level(1, window_log=31)
+    stream = zstandard.ZstdCompressor(compression_params=window).compressobj()
+    return stream.compress(data) + stream.flush()
+
+
 FILES = {
     "a.jsonl": LINES,
     "a.JSONL.GZ": gzip.compress(LINES),
     "a.jsonl.bz2": bz2.compress(LINES[:20]) + bz2.compress(LINES[20:]),
     "a.jsonl.xz": lzma.compress(LINES),
     "a.json.Zst": zstandard.compress(LINES),
+    "long.jsonl.zst": zstd_long(LINES),
     "a.jsonlines": LINES,
     "a.jl.gz": gzip.compress(LINES),
     "utf-16.jsonl": LINES.decode().encode("utf-16"),

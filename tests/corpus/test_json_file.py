@@ -72,6 +72,18 @@ def test_no_such_field_is_told_and_text_can_be_had(tmp_path: Path) -> None:
     assert [row["text"] for row in found] == ['[{"prose": "x"}]']
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("target", [40, 10**6])
+def test_an_array_that_is_called_jsonl(tmp_path: Path, indent: int | None, target: int) -> None:
+    texts = ["one", "two", "three"]
+    content = json.dumps([{"text": text} for text in texts], indent=indent)
+    (tmp_path / "a.jsonl").write_text(content + "\n")
+    assert [row["text"] for row in rows(str(tmp_path), target)] == texts
+    # Rows that are arrays are rows.
+    (tmp_path / "a.jsonl").write_text('["a", "b"]\n["c"]\n')
+    assert {row["dropped"] for row in rows(str(tmp_path), target)} == {"read: not a JSON object"}
+
+
 def test_rows_of_instructions(tmp_path: Path) -> None:
     from lit_llm.data.rows.row_files import read_rows
 

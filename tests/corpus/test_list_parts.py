@@ -75,6 +75,30 @@ def test_files_behind_urls(tmp_path: Path) -> None:
         list_parts("nosuch://x/y")
 
 
+class ConnectError(Exception):
+    """What the package of a store raises: no OSError."""
+
+
+def test_a_store_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    def fails(*args: object, **kwargs: object) -> None:
+        raise ConnectError("no such host")
+
+    names = ("a.txt", "b.jsonl", "c.parquet", "d.warc")
+    for name in names:
+        fsspec.filesystem("memory").pipe(f"/away/{name}", b"x" * 2000)
+    monkeypatch.setattr(MemoryFileSystem, "_open", fails)
+    found = rows("memory://away", 100)
+    assert [(row["id"], row["dropped"]) for row in found] == [
+        (name, "read: could not be read: no such host") for name in names
+    ]
+    monkeypatch.setattr(MemoryFileSystem, "find", fails)
+    with pytest.raises(UserError, match=r"memory://away cannot be listed \(no such host\)"):
+        list_parts("memory://away")
+
+
 def test_folders_with_the_same_names_in_them_are_told_apart(tmp_path: Path) -> None:
     for name in ["one/a.txt", "two/a.txt"]:
         (tmp_path / name).parent.mkdir()
@@ -94,6 +118,6 @@ def test_a_file_that_is_gone_is_a_row(tmp_path: Path) -> None:
         file.unlink()
     found = [row for part in parts for table in read_part(part) for row in table.to_pylist()]
     assert [(row["id"], row["dropped"]) for row in found] == [
-        (name, "read: unreadable: No such file or directory")
+        (name, "read: could not be read: No such file or directory")
         for name in ["a.txt", "b.jsonl", "c.parquet", "d.warc"]
     ]

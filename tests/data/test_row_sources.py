@@ -76,7 +76,7 @@ def test_a_clone_without_its_large_files(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(
         "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
     )
-    with pytest.raises(UserError, match=r"a pointer of Git LFS, .* fetch the file with git lfs"):
+    with pytest.raises(UserError, match=r"a pointer of Git LFS, .* fetch it with git lfs"):
         rows_of(tmp_path / name)
 
 

@@ -335,6 +335,9 @@ def test_a_sentencepiece_like_tokenizer_loads(tmp_path) -> None:
 def test_mistakes_name_the_file(tmp_path) -> None:
     with pytest.raises(UserError, match=r"tokenizer\.json: no such file"):
         Tokenizer.from_pretrained(tmp_path)
+    (tmp_path / "tokenizer.model").touch()
+    with pytest.raises(UserError, match=r"transformers makes it of tokenizer\.model"):
+        Tokenizer.from_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"')
     with pytest.raises(UserError, match=r"tokenizer\.json: not a tokenizer"):
         Tokenizer.from_pretrained(tmp_path)

@@ -156,6 +156,25 @@ def test_layouts(params: float, gpu: str, gpus: int, batch_tokens: float, words:
     assert step == pytest.approx(batch_tokens, rel=0.5)
 
 
+@pytest.mark.parametrize(
+    ("preset", "setup", "most"),
+    [
+        ("llama-3-8b", Setup(), 8),
+        ("llama-3-8b", Setup(lora=True), 1),
+        ("llama-3-8b", Setup(precision="fp8"), 1),
+        ("qwen3-30b-a3b", Setup(), 1),  # experts
+        ("smollm2-135m", Setup(), 1),  # 9 heads, 3 of keys
+        ("gpt2", Setup(), 4),  # 12 heads
+    ],
+)
+def test_matrices_are_cut_as_fit_can_cut_them(preset: str, setup: Setup, most: int) -> None:
+    shape = shape_of(TransformerConfig.from_preset(preset), 4096)
+    found = choose(shape, find_accelerator("h100"), 1024, 16 * 4096, setup)
+    assert found is not None and found.setup.tensor_parallel == most
+    step = f"a step has {1024 / most * 4096 / 1e6:.3g}M tokens"
+    assert found.reason.endswith(f"each copy needs a sequence, so {step}")
+
+
 def test_what_fits_nowhere() -> None:
     assert choose(typical_shape(70e9), find_accelerator("a100-40gb"), 8, 2**22, Setup()) is None
     assert fewest_gpus(typical_shape(70e9), find_accelerator("a100-40gb"), 2**22, Setup()) == 40

@@ -58,12 +58,15 @@ def test_directions() -> None:
     hours = model.gpu_hours(job)
     assert model.gpu_hours(replace(job, flops=2 * job.flops)) == pytest.approx(2 * hours)
     assert model.gpu_hours(replace(job, gpus=8)) < hours < model.gpu_hours(replace(job, gpus=4096))
-    assert model.gpu_hours(replace(job, fp8=True)) < hours
+    assert model.gpu_hours(replace(job, precision="fp8")) < hours
+    assert model.gpu_hours(replace(job, precision="fp32")) == pytest.approx(2 * hours)
+    old = replace(job, accelerator=find_accelerator("v100"))
+    assert model.gpu_hours(replace(old, precision="fp32")) > 5 * model.gpu_hours(old)
     assert model.gpu_hours(replace(job, reliable=True)) < hours
     assert model.mfu(replace(job, gpus=8)) == pytest.approx(
         job.flops / model.gpu_hours(replace(job, gpus=8)) / 3600 / 989e12
     )
-    assert model.calibrated(0.5, 7e9, chip, False).mfu(
+    assert model.calibrated(0.5, 7e9, chip, "bf16").mfu(
         replace(job, gpus=8, reliable=True)
     ) == pytest.approx(0.5)
     assert usual_gpus(1e18) == 8 and usual_gpus(1e24) > 1000

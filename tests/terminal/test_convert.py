@@ -19,7 +19,7 @@ from lit_llm.models.hub.gguf.container import GGUFFile
 from lit_llm.models.lora import LoRAConfig, apply_lora, is_lora
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
-from lit_llm.terminal.convert import export_main, import_main
+from lit_llm.terminal.convert import export_main, import_main, write_directory
 
 
 def test_directory_in_directory_out(
@@ -161,6 +161,25 @@ def test_export_folds_an_adapter_in(chat_model: Path, tmp_path: Path) -> None:
             [str(chat_model), str(tmp_path / name), *kind, "--adapter", str(tmp_path / "adapter")]
         )
         torch.testing.assert_close(load_model(tmp_path / name)[0](ids), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("value", [7e4, float("nan")])
+def test_weights_that_float16_cannot_hold_are_refused(
+    chat_model: Path, tmp_path: Path, value: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, tokenizer = load_model(chat_model)
+    model.get_parameter("layers.1.mlp.down_proj.weight").data[3, 4] = value
+    write_directory(model, tokenizer, tmp_path / "base")
+    gguf, hf = ("m.gguf", "--format", "gguf"), ("m", "--format", "hf")
+    for (out, *options), said in (
+        (gguf, "blk.1.ffn_down.weight has values beyond the 65,504 of F16, or not finite"),
+        ((*hf, "--dtype", "float16"), "layers.1.mlp.down_proj.weight has values beyond the 65,504"),
+    ):
+        assert main(["export", str(tmp_path / "base"), str(tmp_path / out), *options]) == 2
+        assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+    for out, *options in ((*gguf, "--quantization", "bf16"), (*hf, "--dtype", "bfloat16")):
+        assert main(["export", str(tmp_path / "base"), str(tmp_path / out), *options]) == 0
 
 
 def test_export_refusals(

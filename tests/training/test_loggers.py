@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import pickle
 from pathlib import Path
 
 import lightning as L
@@ -142,3 +143,13 @@ def test_the_first_steps_row_leaves_the_average_after_it_alone(tmp_path: Path) -
     shape = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 16}
     trainer.fit(PretrainModule({**shape, "max_seq_len": 8}, compile=False), loader)
     assert counted == [0, 40, 40]
+
+
+def test_a_copy_in_another_process_goes_on(tmp_path: Path) -> None:
+    """ddp_spawn pickles the Trainer with its loggers, before a fit and after one."""
+    logger = CSVLogger(tmp_path)
+    for _ in range(2):
+        copy = pickle.loads(pickle.dumps(logger))
+        copy.log_metrics({"train_loss": 1.0}, step=3)
+        assert (tmp_path / "metrics.csv").read_text().count("\n3,") == 1
+        logger.log_graph(torch.nn.Linear(1, 1))  # the Trainer does so at each start

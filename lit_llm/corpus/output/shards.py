@@ -185,14 +185,27 @@ def shards_digest(folder: Path) -> str:
 
 def read_tokens(folder: Path) -> np.ndarray:
     """Return a dataset's whole stream: 1-D uint16 or int32, memory-mapped if it is one chunk."""
-    chunks = [_chunk_tokens(folder, chunk) for chunk in _read_index(folder)]
-    return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+    chunks = _read_index(folder)
+    if len(chunks) == 1:
+        return _chunk_tokens(folder, chunks[0])
+    # One map after the other: each is an open file, of which a process may have about a thousand.
+    wide = any(_dtype(chunk) == np.int32 for chunk in chunks)
+    tokens = np.empty(sum(chunk["dim"] for chunk in chunks), np.int32 if wide else np.uint16)
+    end = 0
+    for chunk in chunks:
+        start, end = end, end + chunk["dim"]
+        tokens[start:end] = _chunk_tokens(folder, chunk)
+    return tokens
 
 
 def _chunk_tokens(folder: Path, chunk: dict[str, Any]) -> np.ndarray:
+    file = folder / chunk["filename"]
+    return np.memmap(file, _dtype(chunk), "r", _HEADER_BYTES, (chunk["dim"],))
+
+
+def _dtype(chunk: dict[str, Any]) -> type[np.uint16] | type[np.int32]:
     itemsize = (chunk["chunk_bytes"] - _HEADER_BYTES) // chunk["dim"]
-    dtype = np.uint16 if itemsize == 2 else np.int32
-    return np.memmap(folder / chunk["filename"], dtype, "r", _HEADER_BYTES, (chunk["dim"],))
+    return np.uint16 if itemsize == 2 else np.int32
 
 
 def _read_index(folder: Path, key: str = "chunks") -> Any:

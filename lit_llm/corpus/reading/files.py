@@ -67,6 +67,16 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
+def is_read_error(error: Exception, path: str) -> bool:
+    """Whether ``error`` says that the file cannot be read.
+
+    That is an OSError, and for a URL also an exception of the package that connects to the store:
+    these exceptions have no common base.
+    """
+    package = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError) or (is_url(path) and package not in ("builtins", "lit_llm"))
+
+
 def find(pattern: str) -> list[Found]:
     """Return the files that a path, a folder (with its subfolders) or a glob names.
 
@@ -101,7 +111,7 @@ def _find_here(pattern: str) -> list[Found]:
     escaped = os.path.join(glob.escape(str(base)), *parts[fixed:])
     files: list[Path] = []
     for match in map(Path, glob.glob(escaped, recursive=True)):
-        if match.is_file():
+        if match.is_file() or _leads_nowhere(match):
             files.append(match)
         elif "**" not in pattern:  # '**' already lists the files in subfolders
             files += walk(match)
@@ -109,22 +119,53 @@ def _find_here(pattern: str) -> list[Found]:
 
 
 def found(path: Path, base: Path) -> Found:
-    """Describe a file of this machine, with its id relative to ``base``."""
-    stat = path.stat()
+    """Describe a file of this machine, with its id relative to ``base``.
+
+    A link that leads nowhere is described itself, so that the reader reports it.
+    """
+    stat = path.lstat() if _leads_nowhere(path) else path.stat()
     return Found(str(path), path.relative_to(base).as_posix(), stat.st_size, str(stat.st_mtime_ns))
 
 
 def walk(folder: Path, skip: Sequence[str] = ()) -> list[Path]:
-    """Return the files below ``folder``, without hidden ones and the folders named in ``skip``."""
+    """Return the files below ``folder``, without hidden ones and the folders named in ``skip``.
+
+    A link to a folder that lies elsewhere is followed, to each folder once. Links that lead nowhere
+    are returned.
+    """
     files: list[Path] = []
-    for parent, folders, names in os.walk(folder, onerror=_raise):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in skip]
+    top, seen = os.path.realpath(folder), set[str]()
+    for parent, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        # Sorted, because of two links to a folder the first one gives its files their ids.
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".")
+            and name not in skip
+            and not _leads_inside(Path(parent, name), top)
+        )
         files += [
             path
             for name in names
-            if not name.startswith(".") and (path := Path(parent, name)).is_file()
+            if not name.startswith(".")
+            and ((path := Path(parent, name)).is_file() or _leads_nowhere(path))
         ]
     return files
+
+
+def _leads_inside(path: Path, top: str) -> bool:
+    """Whether the path is a link to a folder that `walk` meets below ``top`` anyway."""
+    return path.is_symlink() and Path(os.path.realpath(path)).is_relative_to(top)
+
+
+def _leads_nowhere(path: Path) -> bool:
+    """Whether the path is a link to something that does not exist."""
+    return path.is_symlink() and not path.exists()
 
 
 def hidden(pattern: str) -> int:
@@ -177,7 +218,9 @@ def open_input(path: str) -> Iterator[SupportsRead]:
             case "zst":
                 import zstandard
 
-                yield _Inflated(raw, lambda: zstandard.ZstdDecompressor().decompressobj())
+                # `zstd --long=31`, as of large dumps, needs more than zstandard's 128 MB.
+                press = zstandard.ZstdDecompressor(max_window_size=2**31)
+                yield _Inflated(raw, press.decompressobj)
             case "bz2":
                 yield _Inflated(raw, bz2.BZ2Decompressor)
             case "xz":
@@ -280,7 +323,10 @@ def _file_system(url: str) -> tuple[Any, str]:
 
     try:
         return fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:  # ValueError: fsspec does not know the protocol
+    except Exception as error:
+        # ValueError: fsspec does not know the protocol
+        if not isinstance(error, ImportError | ValueError) and not is_read_error(error, url):
+            raise
         raise UserError(f"data.sources: {url}: {error}") from None
 
 
@@ -301,8 +347,11 @@ def _find_remote(pattern: str) -> list[Found]:
             listed = system.find(inner, detail=True)
     except FileNotFoundError:
         return []
-    except (OSError, ImportError) as error:
-        raise UserError(f"data.sources: {pattern} cannot be listed ({error})") from error
+    except Exception as error:
+        if not isinstance(error, ImportError) and not is_read_error(error, pattern):
+            raise
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"data.sources: {pattern} cannot be listed ({said})") from error
     files = []
     for name, info in listed.items():
         id = name[len(base) :].lstrip("/")

@@ -13,7 +13,8 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lit_llm.corpus.reading.files import COMPRESSED, is_utf16, open_raw
+from lit_llm.corpus.reading.files import COMPRESSED, is_read_error, is_utf16, open_raw
+from lit_llm.corpus.reading.rows import holds_array
 from lit_llm.corpus.reading.sources import (
     Source,
     SourceFile,
@@ -23,7 +24,7 @@ from lit_llm.corpus.reading.sources import (
     renamed,
 )
 
-_FORMAT = 3  # version of the readers' results; another number makes all parts new
+_FORMAT = 4  # version of the readers' results; another number makes all parts new
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,19 @@ def _whole(source: Source, batch: list[SourceFile]) -> Part:
 def _pieces(source: Source, file: SourceFile, target_bytes: int) -> Iterator[tuple[int, int, int]]:
     """Yield (start, stop, bytes) of each piece; nothing for a file that is read whole."""
     kind = source.kind_of(file.path)
-    if kind == "jsonl" and not COMPRESSED.search(file.path) and not is_utf16(file.path):
-        count = -(-file.size // target_bytes)
-        edges = [file.size * i // count for i in range(count + 1)]
-        yield from ((start, stop, stop - start) for start, stop in itertools.pairwise(edges))
-    elif kind == "parquet":
-        yield from _row_groups(file, target_bytes)
+    try:
+        if kind == "jsonl" and not COMPRESSED.search(file.path):
+            if not is_utf16(file.path) and not holds_array(file.path):
+                count = -(-file.size // target_bytes)
+                edges = [file.size * i // count for i in range(count + 1)]
+                yield from (
+                    (start, stop, stop - start) for start, stop in itertools.pairwise(edges)
+                )
+        elif kind == "parquet":
+            yield from _row_groups(file, target_bytes)
+    except Exception as error:
+        if not is_read_error(error, file.path):
+            raise  # otherwise the reader will report the error
 
 
 def _row_groups(file: SourceFile, target_bytes: int) -> Iterator[tuple[int, int, int]]:
@@ -118,7 +126,7 @@ def _row_groups(file: SourceFile, target_bytes: int) -> Iterator[tuple[int, int,
     try:
         with open_raw(file.path) as raw:
             footer = pyarrow.parquet.read_metadata(raw)
-    except (OSError, pa.ArrowException):
+    except pa.ArrowException:
         return  # the reader will report the error
     groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
     sizes = [

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from lit_llm.corpus.reading.files import SupportsRead, open_input
+from lit_llm.corpus.reading.files import SupportsRead, open_input, open_utf8
 from lit_llm.errors import UserError
 
 JSON_ENDINGS = tuple(
@@ -148,6 +148,25 @@ def _after_space(text: str, at: int) -> int:
     while at < len(text) and text[at] in " \t\r\n":
         at += 1
     return at
+
+
+def holds_array(path: str) -> bool:
+    """Whether a file that is called JSONL is one JSON array instead.
+
+    A row of JSONL may be an array too: then it ends with its line, and more rows follow.
+
+    Raises OSError.
+    """
+    with open_utf8(path) as stream:
+        head = stream.read(2**16).removeprefix(BOM).lstrip()
+    if not head.startswith(b"["):
+        return False
+    line, _, rest = head.partition(b"\n")
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return True
+    return not rest.strip()
 
 
 def parse_row(line: bytes, errors: str = "strict") -> dict[str, Any] | str:

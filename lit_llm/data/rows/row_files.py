@@ -13,7 +13,8 @@ from lit_llm.corpus.reading.rows import BOM, check_once, json_lines, parquet_row
 from lit_llm.corpus.reading.sources import STDLIB, list_files
 from lit_llm.data.rows.docstrings import docstring_rows
 from lit_llm.data.rows.hub_dataset import HUB, hub_files
-from lit_llm.errors import UserError, check_not_pointer
+from lit_llm.errors import UserError
+from lit_llm.io.git_lfs import refuse_pointer
 
 Sources = str | list[str] | dict[str, float]
 Row = tuple[str, dict[str, Any] | UserError]
@@ -71,7 +72,7 @@ def read_rows(pattern: str) -> Iterator[Row]:
         yield from ((f"{STDLIB}:{row['id']}", row) for row in docstring_rows())
         return
     for path in files_of(pattern):
-        check_not_pointer(path)
+        refuse_pointer(path)
         name = COMPRESSED.sub("", path.name.lower())
         if path.name.lower().endswith(".parquet"):
             rows = parquet_rows(path)

@@ -28,6 +28,13 @@ class Accelerator:
     peak_flops: float
     """Peak of bfloat16 products; of float16 products if the chip has no bfloat16."""
     fp8_flops: float | None
+    fp32_share: float
+    """Rate of float32 products as a share of the peak.
+
+    Half with bfloat16's hardware: TF32 on NVIDIA's, as ``set_float32_matmul_precision("high")``
+    takes it. An eighth on chips before it, which have no TF32 (V100: 15.7 of 125 TFLOP/s; T4: 8.1
+    of 65).
+    """
     attainable_flops: float
     """Best measured rate of a product, in the same dtype."""
     memory_bytes: float
@@ -68,6 +75,7 @@ def _read(row: dict[str, str]) -> Accelerator:
         name=row["name"],
         peak_flops=peak,
         fp8_flops=number("fp8_tflops", 1e12),
+        fp32_share=1 / 2 if row["precision"] == "bf16" else 1 / 8,
         attainable_flops=number("attainable_tflops", 1e12) or _ATTAINABLE * peak,
         memory_bytes=memory,
         memory_rate=rate,

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_llm.errors import UserError, check_not_pointer
+from lit_llm.errors import UserError
+from lit_llm.io.git_lfs import refuse_pointer
 from lit_llm.models.dora import scale_rows
 from lit_llm.models.hub.adapter_config import AdapterConfig
 from lit_llm.models.hub.adapter_rows import TABLES, Rows, RowsReader
@@ -357,7 +358,7 @@ def _load(folder: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     file, pickled = folder / "adapter_model.safetensors", folder / "adapter_model.bin"
-    check_not_pointer(file if file.exists() or not pickled.exists() else pickled)
+    refuse_pointer(file if file.exists() or not pickled.exists() else pickled)
     try:
         if file.exists() or not pickled.exists():
             return load_file(file)

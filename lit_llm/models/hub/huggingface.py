@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_llm.errors import UserError, check_not_pointer
+from lit_llm.errors import UserError
+from lit_llm.io.git_lfs import refuse_pointer
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.hub import generation_config as generation
 from lit_llm.models.hub.config_json import config_from_hf, config_to_hf, family_of
@@ -116,7 +117,7 @@ def _broken_file_errors(file: Path) -> Iterator[None]:
     """
     from safetensors import SafetensorError
 
-    check_not_pointer(file)
+    refuse_pointer(file)
     try:
         yield
     except UserError:

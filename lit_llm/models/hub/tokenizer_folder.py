@@ -7,7 +7,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from lit_llm.errors import UserError, check_not_pointer
+from lit_llm.errors import UserError
+from lit_llm.io.git_lfs import refuse_pointer
 from lit_llm.models.hub import generation_config as generation
 from lit_llm.models.hub.chat_templates import read_chat_templates, write_chat_templates
 from lit_llm.models.hub.special_tokens import add_special_tokens, settings_of_names
@@ -21,6 +22,9 @@ _USUAL_NAMES = {
     "pad_token": (PAD, "<pad>", "[PAD]"),
 }
 
+# Formats that transformers converts: SentencePiece or tiktoken; GPT-2's with merges.txt; BERT's.
+_OLDER_FORMATS = ("tokenizer.model", "vocab.json", "vocab.txt")
+
 
 def read_tokenizer(path: Path) -> Tokenizer:
     """See `Tokenizer.from_pretrained`; ``path`` is a tokenizer.json or the folder of one."""
@@ -28,10 +32,17 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
+        older = [name for name in _OLDER_FORMATS if (path / name).is_file()]
         raise UserError(
-            f"{file}: no such file; a tokenizer is a tokenizer.json or a folder holding one"
+            f"{file}: no such file; "
+            + (
+                f"transformers makes it of {older[0]}: AutoTokenizer.from_pretrained({str(path)!r})"
+                f".save_pretrained({str(path)!r})"
+                if older
+                else "a tokenizer is a tokenizer.json or a folder holding one"
+            )
         )
-    check_not_pointer(file)
+    refuse_pointer(file)
     try:
         text = file.read_text(encoding="utf-8")
         backend = Backend.from_str(text)

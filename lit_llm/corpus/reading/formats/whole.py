@@ -11,14 +11,17 @@ from lit_llm.corpus.reading.documents import Document, decode, usable
 from lit_llm.corpus.reading.files import COMPRESSED, open_input
 from lit_llm.corpus.reading.sources import Source, SourceFile
 
+_TAR = (257, b"ustar")  # where the mark of a tar archive is
 _FRONT_MATTER = re.compile(
     r"\A(?:---[ \t]*\r?\n(.*?\n)?(---|\.\.\.)|\+\+\+[ \t]*\r?\n(.*?\n)?\+\+\+)[ \t]*(\r?\n|\Z)",
     re.DOTALL,
 )
-# First bytes of formats that look like text but are not read -> reason.
+# First bytes of formats that hold text but are not read -> reason.
 _OTHERS = {
     b"{\\rtf": "rich text (RTF): save it as plain text",
     b"filedesc://": "ARC file: convert it to WARC",
+    b"%PDF-": "PDF: save its text",
+    b"PK\3\4": "ZIP archive, or .docx, .epub: unpack it, or save its text",
 }
 _MARKDOWN = (".md", ".markdown", ".mdx", ".mdown", ".qmd", ".rmd")
 
@@ -26,18 +29,18 @@ _MARKDOWN = (".md", ".markdown", ".mdx", ".mdown", ".qmd", ".rmd")
 def read_text(file: SourceFile, source: Source) -> Document:
     """Read a text file.
 
-    Files with a line above ``source.max_line_bytes``, and rich text (RTF), are dropped. The text of
-    a Jupyter notebook is its cells. The settings at the top of a Markdown file ("front matter",
-    between lines of three hyphens or plus signs) are left out.
+    Files with a line above ``source.max_line_bytes``, and formats that need another program (RTF,
+    PDF, archives), are dropped. The text of a Jupyter notebook is its cells. The settings at
+    the top of a Markdown file ("front matter", between lines of three hyphens or plus signs) are
+    left out.
 
     Raises:
         OSError: the file cannot be read.
     """
     with open_input(file.path) as stream:
         data = stream.read()
-    for head, reason in _OTHERS.items():
-        if data.startswith(head):
-            return Document(file.id, file.source, file.path, "", reason)
+    if reason := _other_format(data):
+        return Document(file.id, file.source, file.path, "", reason)
     text, dropped, repaired, encoding = decode(data)
     name = COMPRESSED.sub("", file.path.lower())
     if name.endswith(".ipynb") and not dropped:
@@ -53,6 +56,13 @@ def read_text(file: SourceFile, source: Source) -> Document:
     return Document(
         file.id, file.source, file.path, text, dropped, encoding=encoding, repaired=repaired
     )
+
+
+def _other_format(data: bytes) -> str | None:
+    """Return why a file of a format that is not read is dropped; None for other files."""
+    if data.startswith(_TAR[1], _TAR[0]):
+        return "tar archive: unpack it"
+    return next((reason for head, reason in _OTHERS.items() if data.startswith(head)), None)
 
 
 def _of_notebook(written: str) -> str:

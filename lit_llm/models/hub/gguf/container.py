@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_llm.errors import UserError, check_not_pointer
+from lit_llm.errors import UserError
+from lit_llm.io.git_lfs import refuse_pointer
 
 _MAGIC = b"GGUF"
 _ALIGNMENT = 32  # of tensors in the file, unless general.alignment gives another value
@@ -118,7 +119,7 @@ class GGUFFile:
         self.path = path
         if path.stat().st_size == 0:
             raise UserError(f"{path}: not a whole GGUF file (it is empty)")
-        check_not_pointer(path)
+        refuse_pointer(path)
         self._data = np.memmap(path, mode="r")
         cursor = _Cursor(self._data, path)
         if cursor.take(4) != _MAGIC:

@@ -24,6 +24,8 @@ from lit_llm.models.transformer import Transformer
 Quantization = Literal["f16", "q8_0", "f32", "bf16"]
 # general.file_type: llama.cpp's enum llama_ftype.
 _FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
+# Largest value of a tensor. The scale of a block in Q8_0 is a float16, and its integers go to 127.
+_LARGEST = {"F16": 65504.0, "Q8_0": 127 * 65504.0}
 _BLOCK = 32  # values of a row that share a scale in Q8_0
 # Small tensors that engines read as float32: routers, learned positions, and norms of any rank.
 _EXACT = ("ffn_gate_inp.weight", "position_embd.weight", "_norm.weight")
@@ -49,8 +51,8 @@ def write_gguf(
         How llama.cpp differs from the tokenizer on rare texts, one sentence each.
 
     Raises:
-        UserError: GGUF cannot express the model or how the tokenizer splits text, or the file
-            cannot be written.
+        UserError: GGUF cannot express the model or how the tokenizer splits text, ``quantization``
+            cannot hold a weight, or the file cannot be written.
     """
     try:
         from gguf import GGMLQuantizationType, GGUFWriter
@@ -114,9 +116,9 @@ def write_gguf(
                     )
                     for ours in held
                 ]
-                writer.write_tensor_data(
-                    _quantized(torch.cat(parts) if len(parts) > 1 else parts[0], kinds[name])
-                )
+                tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
+                _check_range(tensor, name, kinds[name], file)
+                writer.write_tensor_data(_quantized(tensor, kinds[name]))
             writer.close()
     except OSError as error:
         raise UserError(f"{file}: could not be written ({error})") from None
@@ -149,6 +151,17 @@ def _add_info(writer: Any, name: str, shape: list[int], kind: Any) -> None:
     else:
         writer.add_tensor_info(
             name, quant_shape_to_byte_shape(shape, kind), np.dtype(np.uint8), size, raw_dtype=kind
+        )
+
+
+def _check_range(tensor: Tensor, name: str, kind: Any, file: Path) -> None:
+    """Raise a UserError if a value would become infinite, or is not a finite number."""
+    low, high = tensor.aminmax()
+    largest = _LARGEST.get(kind.name)
+    if largest is not None and not (max(-low, high) <= largest):  # also if they are NaN
+        raise UserError(
+            f"{file}: {name} has values beyond the {largest:,.0f} of {kind.name}, or not finite: "
+            "write it with quantization bf16 or f32"
         )
 
 
