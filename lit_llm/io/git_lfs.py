@@ -21,7 +21,7 @@ def is_pointer(data: bytes) -> bool:
 
 
 def refuse_pointer(path: str | os.PathLike[str]) -> None:
-    """Raise UserError if the file is a pointer. A file that cannot be read is left to its reader."""
+    """Raise UserError if the file is a pointer. A file that cannot be opened is no pointer."""
     try:
         with open(path, "rb") as file:
             head = file.read(LARGEST)

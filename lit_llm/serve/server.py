@@ -23,7 +23,7 @@ def run_server(args: list[str]) -> None:
     if options.ckpt is None and (options.check or not options.backend):
         raise UserError("give a checkpoint" + ("" if options.check else ", or --backend NAME=URL"))
     # After the options: these imports take seconds.
-    from lit_llm.serve.api.backend import Backend
+    from lit_llm.serve.api.backends.backend import Backend
     from lit_llm.serve.api.service import ServedModel, Service
     from lit_llm.serve.run import Listening, is_loopback, run_service
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_llm.serve.api.answer_parser import (
+from lit_llm.serve.api.answers.answer_parser import (
     HERMES,
     LLAMA3,
     MISTRAL,
@@ -18,7 +18,7 @@ from lit_llm.serve.api.answer_parser import (
     AnswerParser,
     syntax_of,
 )
-from lit_llm.serve.api.deltas import Message
+from lit_llm.serve.api.answers.deltas import Message
 
 TOOLS = ("weather", "now")
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from lit_llm.models.engine.requests import GeneratedToken
 from lit_llm.models.tokenizer import Tokenizer
-from lit_llm.serve.api.answer_parser import HERMES, AnswerParser
-from lit_llm.serve.api.deltas import Content, Message
+from lit_llm.serve.api.answers.answer_parser import HERMES, AnswerParser
+from lit_llm.serve.api.answers.deltas import Content, Message
+from lit_llm.serve.api.answers.reader import AnswerReader
 from lit_llm.serve.api.event_stream import MOST_UNREAD, EventStream, event
-from lit_llm.serve.api.reader import AnswerReader
 from tests.serve.running import Running, events
 from tests.serve.test_chat_api import error_of, joined
 from tests.serve.test_guard import used

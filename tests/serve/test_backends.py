@@ -14,9 +14,9 @@ import pytest
 
 from lit_llm.people.gate import Gate
 from lit_llm.people.store.database import Store
-from lit_llm.serve.api.backend import Backend
+from lit_llm.serve.api.backends.backend import Backend
+from lit_llm.serve.api.backends.mended_stream import MendedStream
 from lit_llm.serve.api.errors import ApiError
-from lit_llm.serve.api.mended_stream import MendedStream
 from lit_llm.serve.api.service import Service
 from tests.serve.running import Running, events, serving
 from tests.serve.test_api_streams import wait_until

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lit_llm.models.engine.requests import GenerationRequest
-from lit_llm.serve.api.deltas import Message
+from lit_llm.serve.api.answers.deltas import Message
 from tests.serve.running import Running
 
 WEATHER = {

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_llm.serve.api.fields import CHAT, COMPLETIONS, RESPONSES, Field, check_fields
-from lit_llm.serve.api.schema import ChatBody, CompletionBody, ResponsesBody
+from lit_llm.serve.api.requests.fields import CHAT, COMPLETIONS, RESPONSES, Field, check_fields
+from lit_llm.serve.api.requests.schema import ChatBody, CompletionBody, ResponsesBody
 
 PAGE = Path(__file__).parents[2] / "docs" / "serve.md"
 MARK = "pytest tests/serve/test_fields.py -->\n"

@@ -19,7 +19,7 @@ from lit_llm.people.gate import Gate
 from lit_llm.people.store.database import Store
 from lit_llm.serve.api import body
 from lit_llm.serve.api.app import create_app
-from lit_llm.serve.api.fields import CHAT, COMPLETIONS, RESPONSES
+from lit_llm.serve.api.requests.fields import CHAT, COMPLETIONS, RESPONSES
 from lit_llm.serve.api.service import ServedModel, Service
 from tests.serve.running import Running
 from tests.serve.scripted import ScriptedEngine

@@ -17,7 +17,7 @@ from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.people.gate import Gate
 from lit_llm.people.limits import Limits
 from lit_llm.people.store.database import Store
-from lit_llm.serve.api.generation import Generation
+from lit_llm.serve.api.answers.generation import Generation
 from lit_llm.serve.api.service import ServedModel, Service
 from tests.people.databases import postgres
 from tests.serve.running import Running, serving

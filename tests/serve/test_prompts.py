@@ -10,7 +10,7 @@ import pytest
 from lit_llm.data.chat.chat_format import ChatFormat
 from lit_llm.models.tokenizer import CHATML_TEMPLATE, Tokenizer
 from lit_llm.serve.api.errors import ApiError
-from lit_llm.serve.api.prompts import chat_prompt
+from lit_llm.serve.api.requests.prompts import chat_prompt
 
 TEMPLATES = Path(__file__).parents[1] / "data" / "templates"
 # Takes strictly alternating turns of user and assistant, and no system message (Gemma).

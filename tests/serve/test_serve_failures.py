@@ -360,36 +360,36 @@ def test_an_idle_connection_is_closed_too_soon(
 API, PEOPLE = "lit_llm/serve/api", "lit_llm/people"
 MUTATIONS: dict[str, tuple[str, str, str]] = {
     "test_another_users_text_from_the_cache": (
-        f"{API}/generation.py", "scope=self._key.id if", 'scope="" if'),
+        f"{API}/answers/generation.py", "scope=self._key.id if", 'scope="" if'),
     "test_an_answer_that_nobody_reads_goes_on": (
-        f"{API}/generation.py", "if choice not in self._ended:\n                handle.cancel()",
+        f"{API}/answers/generation.py", "if choice not in self._ended:\n                handle.cancel()",
         "pass"),
     "test_healthy_while_dead": (f"{API}/service.py", "return alive and", "return"),
-    "test_a_queue_without_end": (f"{API}/generation.py", "raise overloaded(", "raise refused("),
+    "test_a_queue_without_end": (f"{API}/answers/generation.py", "raise overloaded(", "raise refused("),
     "test_a_stream_that_ends_without_a_word": (
         f"{API}/event_stream.py", "except ApiError as error:\n            self._put("
         "event(error.body()))", "except ApiError:\n            pass"),
     "test_two_finish_reasons": (
-        f"{API}/generation.py", "if choice in self._ended:\n                    continue",
+        f"{API}/answers/generation.py", "if choice in self._ended:\n                    continue",
         "if False:\n                    continue"),
     "test_usage_in_every_chunk": (
-        f"{API}/chat.py", '{"usage": None} if body.include_usage else {}',
+        f"{API}/routes/chat.py", '{"usage": None} if body.include_usage else {}',
         '{"usage": generation.usage().json()}'),
     "test_a_call_without_an_index": (
-        f"{API}/chat.py", '[{"index": index, "function": {"arguments": text}}]',
+        f"{API}/routes/chat.py", '[{"index": index, "function": {"arguments": text}}]',
         '[{"function": {"arguments": text}}]'),
     "test_stop_where_there_was_a_call": (
-        f"{API}/reader.py", '"tool_calls" if self._parser.begun', '"stop" if self._parser.begun'),
+        f"{API}/answers/reader.py", '"tool_calls" if self._parser.begun', '"stop" if self._parser.begun'),
     "test_a_call_without_arguments_is_no_json": (
-        f"{API}/call_text.py", 'call.get("arguments", call.get("parameters", {}))',
+        f"{API}/answers/call_text.py", 'call.get("arguments", call.get("parameters", {}))',
         'call["arguments"]'),
     "test_null_content_beside_a_call": (
-        f"{API}/prompts.py", "for key, value in message.items() if value is not None",
+        f"{API}/requests/prompts.py", "for key, value in message.items() if value is not None",
         "for key, value in message.items()"),
     "test_the_developer_is_not_heard": (
-        f"{API}/prompts.py", "head = [_joined(\"system\", systems)]", "head = []"),
+        f"{API}/requests/prompts.py", "head = [_joined(\"system\", systems)]", "head = []"),
     "test_the_second_system_message_is_lost": (
-        f"{API}/prompts.py", '_joined("system", systems)', "systems[0]"),
+        f"{API}/requests/prompts.py", '_joined("system", systems)', "systems[0]"),
     "test_a_message_spells_a_control_token": (
         "lit_llm/data/chat/template.py", 'match[0][:1] + CUT + match[0][1:]', "match[0]"),
     "test_half_an_emoji": (
@@ -399,34 +399,34 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "lit_llm/models/generation/text_stream.py",
         "keep = 0 if final else self._unfinished_stop()", "keep = 0"),
     "test_tokens_after_the_stop_text_are_charged": (
-        f"{API}/generation.py", 'self._end(update, "stop")', "pass"),
+        f"{API}/answers/generation.py", 'self._end(update, "stop")', "pass"),
     "test_a_word_of_a_schema_is_ignored": (
-        f"{API}/grammars.py", "if error := ", "if False and "),
+        f"{API}/requests/grammars.py", "if error := ", "if False and "),
     "test_logprobs_in_another_shape": (
-        f"{API}/reader.py", '"bytes": list(self.bytes(token_id)),', ""),
-    "test_thoughts_in_the_answer": (f"{API}/chat.py", "reasoning=thoughts and", "reasoning=not"),
+        f"{API}/answers/reader.py", '"bytes": list(self.bytes(token_id)),', ""),
+    "test_thoughts_in_the_answer": (f"{API}/routes/chat.py", "reasoning=thoughts and", "reasoning=not"),
     "test_keys_on_half_of_the_routes": (
         f"{API}/guard.py", 'OPEN = ("/health/live",)', 'OPEN = ("/health/live", "/v1/models")'),
     "test_tokens_a_minute_passed_by_clients_at_once": (
         f"{PEOPLE}/limits.py", "account.window.append(entry)", "pass"),
     "test_a_client_that_left_pays_nothing": (
-        f"{API}/generation.py", "await self._write(reason)", "pass"),
+        f"{API}/answers/generation.py", "await self._write(reason)", "pass"),
     "test_choices_that_count_as_one": (
-        f"{API}/generation.py", "(largest - len(job.prompt)) // job.n",
+        f"{API}/answers/generation.py", "(largest - len(job.prompt)) // job.n",
         "largest - len(job.prompt)"),
     "test_the_first_requests_settings_for_all": (
-        f"{API}/schema.py", "temperature=self.temperature", "temperature=1.0"),
+        f"{API}/requests/schema.py", "temperature=self.temperature", "temperature=1.0"),
     "test_a_long_prompt_is_cut_in_silence": (
-        f"{API}/generation.py", "if room < 1:", "if False:"),
+        f"{API}/answers/generation.py", "if room < 1:", "if False:"),
     "test_an_unknown_field_is_ignored_in_silence": (
-        f"{API}/fields.py", 'if unknown == "refuse":', "if False:"),
+        f"{API}/requests/fields.py", 'if unknown == "refuse":', "if False:"),
     "test_errors_in_frameworks_own_form": (
         f"{API}/app.py", "app.add_exception_handler(HTTPException, _http_error)", "pass"),
     "test_a_failure_that_tells_of_the_machine": (
-        f"{API}/generation.py", "raise broken()\n        if event", "raise ApiError(500, "
+        f"{API}/answers/generation.py", "raise broken()\n        if event", "raise ApiError(500, "
         "self._error)\n        if event"),
     "test_a_limit_that_no_retry_can_pass": (
-        f"{API}/generation.py", "if limit > most:", "if False:"),
+        f"{API}/answers/generation.py", "if limit > most:", "if False:"),
     "test_an_event_in_two_lines": (
         f"{API}/event_stream.py", 'text.replace("\\u2028", "\\\\u2028")', "text"),
     "test_a_page_in_the_browser_uses_the_model": (
@@ -438,11 +438,11 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     "test_half_a_character_in_a_call_that_comes_back": (
         "lit_llm/data/chat/messages.py", "check_characters(arguments, where)", "pass"),
     "test_half_a_character_in_a_call_of_the_model": (
-        f"{API}/call_text.py", "written = json.dumps(arguments)\n", "pass\n"),
+        f"{API}/answers/call_text.py", "written = json.dumps(arguments)\n", "pass\n"),
     "test_a_call_whose_name_is_no_json": (
-        f"{API}/call_text.py", "= _read_name(", "= json.loads("),
+        f"{API}/answers/call_text.py", "= _read_name(", "= json.loads("),
     "test_a_role_that_is_no_text": (
-        f"{API}/prompts.py", "not isinstance(role, str) or ", ""),
+        f"{API}/requests/prompts.py", "not isinstance(role, str) or ", ""),
     "test_a_slash_at_the_end_leads_to_a_server_without_tls": (
         f"{API}/app.py", "redirect_slashes=False,", ""),
     "test_an_idle_connection_is_closed_too_soon": (

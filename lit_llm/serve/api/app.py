@@ -7,10 +7,10 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 import lit_llm
-from lit_llm.serve.api import chat, completions, health, models, responses
 from lit_llm.serve.api.description import described
 from lit_llm.serve.api.errors import ApiError
 from lit_llm.serve.api.guard import Guard
+from lit_llm.serve.api.routes import chat, completions, health, models, responses
 from lit_llm.serve.api.service import Service
 
 

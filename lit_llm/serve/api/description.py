@@ -8,8 +8,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from lit_llm.serve.api.fields import CHAT, COMPLETIONS, RESPONSES
-from lit_llm.serve.api.schema import ChatBody, CompletionBody, ResponsesBody, TokenizeBody
+from lit_llm.serve.api.requests.fields import CHAT, COMPLETIONS, RESPONSES
+from lit_llm.serve.api.requests.schema import ChatBody, CompletionBody, ResponsesBody, TokenizeBody
 
 _BODIES: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "/v1/chat/completions": (ChatBody, CHAT),

@@ -14,11 +14,11 @@ from lit_llm.models.engine.requests import GenerationEngine
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.people.gate import Gate
 from lit_llm.people.keys import Key
-from lit_llm.serve.api.backend import Backend
+from lit_llm.serve.api.answers.reader import Alternatives
+from lit_llm.serve.api.backends.backend import Backend
 from lit_llm.serve.api.errors import ApiError, refused
-from lit_llm.serve.api.fields import Unknown
 from lit_llm.serve.api.metrics import Metrics
-from lit_llm.serve.api.reader import Alternatives
+from lit_llm.serve.api.requests.fields import Unknown
 
 Result = TypeVar("Result")
 

@@ -26,10 +26,10 @@ from lit_llm.models.engine.requests import (
 from lit_llm.people.keys import Key
 from lit_llm.people.limits import LimitReached, Reservation
 from lit_llm.people.store.records import NOBODY, RequestRecord
-from lit_llm.serve.api.answer_parser import AnswerParser
-from lit_llm.serve.api.deltas import Content
+from lit_llm.serve.api.answers.answer_parser import AnswerParser
+from lit_llm.serve.api.answers.deltas import Content
+from lit_llm.serve.api.answers.reader import AnswerReader, Update
 from lit_llm.serve.api.errors import ApiError, broken, limit_reached, overloaded, refused, stopping
-from lit_llm.serve.api.reader import AnswerReader, Update
 from lit_llm.serve.api.service import ServedModel, Service
 
 log = logging.getLogger("lit_llm.serve")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import Any, Literal
 
-from lit_llm.serve.api.deltas import CallArguments, CallBegin, Content, Delta, Reasoning
+from lit_llm.serve.api.answers.deltas import CallArguments, CallBegin, Content, Delta, Reasoning
 
 Event = dict[str, Any]
 Status = Literal["completed", "incomplete"]

@@ -11,18 +11,18 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from lit_llm.serve.api.answering import streamed, whole
+from lit_llm.serve.api.answers.generation import Generation, Job
 from lit_llm.serve.api.body import read_body
-from lit_llm.serve.api.chat import chat_job
 from lit_llm.serve.api.context import key_of, service_of
 from lit_llm.serve.api.errors import ApiError, refused
 from lit_llm.serve.api.event_stream import event
-from lit_llm.serve.api.fields import RESPONSES, check_fields
-from lit_llm.serve.api.generation import Generation, Job
-from lit_llm.serve.api.response_input import messages_of, thoughts_without_effect
-from lit_llm.serve.api.response_items import ResponseItems
-from lit_llm.serve.api.schema import ChatBody, ResponsesBody, checked
-from lit_llm.serve.api.unknown_keys import drop_unknown
+from lit_llm.serve.api.requests.fields import RESPONSES, check_fields
+from lit_llm.serve.api.requests.response_input import messages_of, thoughts_without_effect
+from lit_llm.serve.api.requests.schema import ChatBody, ResponsesBody, checked
+from lit_llm.serve.api.requests.unknown_keys import drop_unknown
+from lit_llm.serve.api.routes.answering import streamed, whole
+from lit_llm.serve.api.routes.chat import chat_job
+from lit_llm.serve.api.routes.response_items import ResponseItems
 
 router = APIRouter()
 

@@ -7,12 +7,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from lit_llm.serve.api.backend import Backend
+from lit_llm.serve.api.backends.backend import Backend
 from lit_llm.serve.api.body import read_body
 from lit_llm.serve.api.context import key_of, service_of
 from lit_llm.serve.api.errors import refused
-from lit_llm.serve.api.prompts import chat_prompt
-from lit_llm.serve.api.schema import TokenizeBody, checked
+from lit_llm.serve.api.requests.prompts import chat_prompt
+from lit_llm.serve.api.requests.schema import TokenizeBody, checked
 from lit_llm.serve.api.service import ServedModel
 
 router = APIRouter()

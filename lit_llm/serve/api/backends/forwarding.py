@@ -17,12 +17,12 @@ from fastapi.responses import JSONResponse, Response
 
 from lit_llm.people.limits import LimitReached, Reservation
 from lit_llm.people.store.records import NOBODY, RequestRecord
-from lit_llm.serve.api.backend import Backend
+from lit_llm.serve.api.backends.backend import Backend
+from lit_llm.serve.api.backends.mended_stream import MendedStream
 from lit_llm.serve.api.context import ignored_header, key_of, service_of, unless_gone
 from lit_llm.serve.api.errors import ApiError, broken, limit_reached, refused
 from lit_llm.serve.api.event_stream import DONE, EventStream, event
-from lit_llm.serve.api.mended_stream import MendedStream
-from lit_llm.serve.api.schema import ChatBody
+from lit_llm.serve.api.requests.schema import ChatBody
 
 DEFAULT_LIMIT = 4096
 """Longest answer of a request without a limit: the backend's context is not known here."""

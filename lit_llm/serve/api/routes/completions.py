@@ -11,19 +11,19 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from lit_llm.models.engine.requests import GeneratedToken
-from lit_llm.serve.api.answer_parser import AnswerParser
-from lit_llm.serve.api.answering import streamed, whole
+from lit_llm.serve.api.answers.answer_parser import AnswerParser
+from lit_llm.serve.api.answers.deltas import Content
+from lit_llm.serve.api.answers.generation import Generation, Job
+from lit_llm.serve.api.answers.reader import Alternatives, Update
 from lit_llm.serve.api.body import read_body
 from lit_llm.serve.api.context import key_of, service_of
-from lit_llm.serve.api.deltas import Content
 from lit_llm.serve.api.errors import refused
 from lit_llm.serve.api.event_stream import DONE, event
-from lit_llm.serve.api.fields import COMPLETIONS, check_fields
-from lit_llm.serve.api.generation import Generation, Job
-from lit_llm.serve.api.reader import Alternatives, Update
-from lit_llm.serve.api.schema import CompletionBody, checked
+from lit_llm.serve.api.requests.fields import COMPLETIONS, check_fields
+from lit_llm.serve.api.requests.schema import CompletionBody, checked
+from lit_llm.serve.api.requests.unknown_keys import drop_unknown
+from lit_llm.serve.api.routes.answering import streamed, whole
 from lit_llm.serve.api.service import ServedModel
-from lit_llm.serve.api.unknown_keys import drop_unknown
 
 router = APIRouter()
 

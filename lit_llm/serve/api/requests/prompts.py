@@ -11,7 +11,7 @@ from lit_llm.data.chat.messages import split_thoughts, text_of
 from lit_llm.data.chat.template import Message
 from lit_llm.data.chat.template_probe import PROBE
 from lit_llm.errors import UserError
-from lit_llm.serve.api.answer_parser import END_THINK, THINK
+from lit_llm.serve.api.answers.answer_parser import END_THINK, THINK
 from lit_llm.serve.api.errors import refused
 
 MESSAGE_KEYS = {

@@ -10,22 +10,29 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from lit_llm.serve.api.answer_parser import PLAIN, AnswerParser, syntax_of
-from lit_llm.serve.api.answering import streamed, whole
+from lit_llm.serve.api.answers.answer_parser import PLAIN, AnswerParser, syntax_of
+from lit_llm.serve.api.answers.deltas import (
+    CallArguments,
+    CallBegin,
+    Content,
+    Delta,
+    Message,
+    Reasoning,
+)
+from lit_llm.serve.api.answers.generation import Generation, Job
+from lit_llm.serve.api.answers.reader import Alternatives, Update
+from lit_llm.serve.api.backends.forwarding import forward
 from lit_llm.serve.api.body import read_body
 from lit_llm.serve.api.context import key_of, service_of
-from lit_llm.serve.api.deltas import CallArguments, CallBegin, Content, Delta, Message, Reasoning
 from lit_llm.serve.api.errors import refused
 from lit_llm.serve.api.event_stream import DONE, event
-from lit_llm.serve.api.fields import CHAT, check_fields
-from lit_llm.serve.api.forwarding import forward
-from lit_llm.serve.api.generation import Generation, Job
-from lit_llm.serve.api.grammars import call_grammar, format_grammar
-from lit_llm.serve.api.prompts import chat_prompt, writes_thoughts
-from lit_llm.serve.api.reader import Alternatives, Update
-from lit_llm.serve.api.schema import ChatBody, NamedTool, checked
+from lit_llm.serve.api.requests.fields import CHAT, check_fields
+from lit_llm.serve.api.requests.grammars import call_grammar, format_grammar
+from lit_llm.serve.api.requests.prompts import chat_prompt, writes_thoughts
+from lit_llm.serve.api.requests.schema import ChatBody, NamedTool, checked
+from lit_llm.serve.api.requests.unknown_keys import drop_unknown
+from lit_llm.serve.api.routes.answering import streamed, whole
 from lit_llm.serve.api.service import ServedModel
-from lit_llm.serve.api.unknown_keys import drop_unknown
 
 router = APIRouter()
 

@@ -11,8 +11,8 @@ import secrets
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from lit_llm.serve.api.call_text import CallText
-from lit_llm.serve.api.deltas import CallArguments, CallBegin, Content, Delta, Reasoning
+from lit_llm.serve.api.answers.call_text import CallText
+from lit_llm.serve.api.answers.deltas import CallArguments, CallBegin, Content, Delta, Reasoning
 
 THINK, END_THINK = "<think>", "</think>"
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from lit_llm.serve.api.prompts import MESSAGE_KEYS
-from lit_llm.serve.api.response_input import ITEM_KEYS
+from lit_llm.serve.api.requests.prompts import MESSAGE_KEYS
+from lit_llm.serve.api.requests.response_input import ITEM_KEYS
 
 _PART_KEYS = ("type", "text")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lit_llm.serve.api.errors import ApiError, refused
-from lit_llm.serve.api.schema import NamedTool, ResponseFormat, Tool
+from lit_llm.serve.api.requests.schema import NamedTool, ResponseFormat, Tool
 
 LARGEST_SCHEMA = 256 * 2**10
 """Bytes of a schema as JSON."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from lit_llm.serve.api.answer_parser import new_call_id
+from lit_llm.serve.api.answers.answer_parser import new_call_id
 from lit_llm.serve.api.errors import broken
 
 _TEXTS = ("content", "reasoning_content", "refusal")

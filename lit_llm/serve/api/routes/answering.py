@@ -8,9 +8,9 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
+from lit_llm.serve.api.answers.generation import Generation
 from lit_llm.serve.api.context import ignored_header, limit_headers, unless_gone
 from lit_llm.serve.api.event_stream import EventStream
-from lit_llm.serve.api.generation import Generation
 
 
 async def streamed(

@@ -9,8 +9,8 @@ from typing import Any
 from lit_llm.models.engine.requests import GeneratedToken
 from lit_llm.models.generation.text_stream import TextStream
 from lit_llm.models.tokenizer import Tokenizer
-from lit_llm.serve.api.answer_parser import AnswerParser
-from lit_llm.serve.api.deltas import Delta
+from lit_llm.serve.api.answers.answer_parser import AnswerParser
+from lit_llm.serve.api.answers.deltas import Delta
 
 
 @dataclass

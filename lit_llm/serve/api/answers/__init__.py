@@ -1,0 +1,1 @@
+"""Answers: from the engine's tokens to messages, thoughts and tool calls."""

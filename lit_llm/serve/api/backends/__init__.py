@@ -1,0 +1,1 @@
+"""Other OpenAI-compatible servers behind this one."""

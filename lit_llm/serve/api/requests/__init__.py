@@ -1,0 +1,1 @@
+"""Requests: their fields and types, and the prompts and grammars made of them."""
