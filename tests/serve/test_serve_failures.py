@@ -362,10 +362,11 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     "test_another_users_text_from_the_cache": (
         f"{API}/answers/generation.py", "scope=self._key.id if", 'scope="" if'),
     "test_an_answer_that_nobody_reads_goes_on": (
-        f"{API}/answers/generation.py", "if choice not in self._ended:\n                handle.cancel()",
-        "pass"),
+        f"{API}/answers/generation.py",
+        "if choice not in self._ended:\n                handle.cancel()", "pass"),
     "test_healthy_while_dead": (f"{API}/service.py", "return alive and", "return"),
-    "test_a_queue_without_end": (f"{API}/answers/generation.py", "raise overloaded(", "raise refused("),
+    "test_a_queue_without_end": (
+        f"{API}/answers/generation.py", "raise overloaded(", "raise refused("),
     "test_a_stream_that_ends_without_a_word": (
         f"{API}/event_stream.py", "except ApiError as error:\n            self._put("
         "event(error.body()))", "except ApiError:\n            pass"),
@@ -379,7 +380,8 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         f"{API}/routes/chat.py", '[{"index": index, "function": {"arguments": text}}]',
         '[{"function": {"arguments": text}}]'),
     "test_stop_where_there_was_a_call": (
-        f"{API}/answers/reader.py", '"tool_calls" if self._parser.begun', '"stop" if self._parser.begun'),
+        f"{API}/answers/reader.py", '"tool_calls" if self._parser.begun',
+        '"stop" if self._parser.begun'),
     "test_a_call_without_arguments_is_no_json": (
         f"{API}/answers/call_text.py", 'call.get("arguments", call.get("parameters", {}))',
         'call["arguments"]'),
@@ -404,7 +406,8 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         f"{API}/requests/grammars.py", "if error := ", "if False and "),
     "test_logprobs_in_another_shape": (
         f"{API}/answers/reader.py", '"bytes": list(self.bytes(token_id)),', ""),
-    "test_thoughts_in_the_answer": (f"{API}/routes/chat.py", "reasoning=thoughts and", "reasoning=not"),
+    "test_thoughts_in_the_answer": (
+        f"{API}/routes/chat.py", "reasoning=thoughts and", "reasoning=not"),
     "test_keys_on_half_of_the_routes": (
         f"{API}/guard.py", 'OPEN = ("/health/live",)', 'OPEN = ("/health/live", "/v1/models")'),
     "test_tokens_a_minute_passed_by_clients_at_once": (
