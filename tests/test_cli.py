@@ -426,6 +426,19 @@ def test_a_mistake_leaves_no_run_folder(
     assert not list(tmp_path.glob("runs/*"))
 
 
+@pytest.mark.parametrize("made", [False, True])
+def test_a_mistake_leaves_a_folder_that_was_named_as_it_was(
+    tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str], made: bool
+) -> None:
+    run = tmp_path / "mine"
+    if made:
+        run.mkdir()
+    args = [config_file(tmp_path, corpus), "--trainer.default_root_dir", str(run)]
+    assert fit(*args, "--data.seq_len", "10000000", capsys=capsys)[0] == 2
+    assert run.exists() is made and not (made and list(run.iterdir()))
+    assert fit(*args, capsys=capsys)[0] == 0 and (run / "tensorboard").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

@@ -150,7 +150,7 @@ class Pipeline:
         ]
         return self._map("clean", tasks, targets, threads=sum(self.sizes) < _FEW_BYTES)
 
-    def _key_of_part(self, part: Part, settings: list[object]) -> str:
+    def _key_of_part(self, part: Part, settings: Sequence[object]) -> str:
         """Return the key of a part's clean documents.
 
         A part with files that an earlier build could not read gets a new one: they are tried again,

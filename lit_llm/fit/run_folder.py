@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from lit_llm.errors import UserError, check_folder
 from lit_llm.fit.launchers import FIRST, Launcher
+from lit_llm.io.atomic import remove
 from lit_llm.io.run_lock import NAME, RunLock, has_only_a_lock
 from lit_llm.training.callbacks.checkpoint_folder import checkpoints, damage, newest_whole
 
@@ -19,6 +20,7 @@ from lit_llm.training.callbacks.checkpoint_folder import checkpoints, damage, ne
 # Lightning starts. At that time the folder is no longer empty.
 _CHOSEN = "LIT_LLM_RUN_FOLDER"
 _claimed: list[Path] = []
+_begun: list[Path] = []  # folders that the user named, without files when the fit began
 _held: list[RunLock] = []
 
 
@@ -83,6 +85,8 @@ def prepare_run(verb: str, name: str, config: Any, launcher: Launcher | None = N
                 f"trainer.default_root_dir={folder} is not empty: resume it with --ckpt_path last, "
                 "or name another folder"
             )
+        if verb == "fit" and not _rank() and not _used(folder):
+            _begun.append(folder.absolute())
     elif launcher is not None and launcher.from_outside:
         raise UserError(
             "several processes started by torchrun or a scheduler need --trainer.default_root_dir"
@@ -113,10 +117,15 @@ def prepare_run(verb: str, name: str, config: Any, launcher: Launcher | None = N
 def leave_run() -> None:
     """Release the folder's lock, and remove folders in which no training began.
 
-    A mistake that is found early therefore leaves no files.
+    A mistake that is found early therefore leaves no files, and the same command with the mistake
+    mended is not refused. A folder that the user made stays.
     """
     os.environ.pop(_CHOSEN, None)
     os.environ.pop(FIRST, None)
+    while _begun:
+        folder = _begun.pop()
+        if folder.is_dir() and not (folder / "config.yaml").exists():
+            remove(folder / "tensorboard")  # the logger creates it before the data is checked
     while _held:
         _held.pop().release()
     while _claimed:

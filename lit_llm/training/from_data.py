@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
 from lit_llm.errors import UserError
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.hub.formats import FILE_FORMATS
 from lit_llm.models.hub.locate import locate
+from lit_llm.models.hub.tokenizer_folder import OLDER_FORMATS
 from lit_llm.models.tokenizer import Tokenizer
 
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -78,6 +81,11 @@ def _check_same_tokenizer(tokenizer: Tokenizer, init_from: str) -> None:
     """
     found = locate(init_from)
     if found.suffix not in FILE_FORMATS and not (found / "tokenizer.json").exists():
+        if older := [name for name in OLDER_FORMATS if (found / name).exists()]:
+            rank_zero_warn(
+                f"model.init_from={init_from}: its {older[0]} is not read, so it is not known "
+                "whether the data has the model's tokenizer; transformers makes a tokenizer.json"
+            )
         return
     if Tokenizer.from_pretrained(init_from).fingerprint() != tokenizer.fingerprint():
         raise UserError(

@@ -37,6 +37,7 @@ from lit_llm import (
 from lit_llm.corpus.output.shards import read_tokens
 from lit_llm.errors import Preempted
 from lit_llm.training.callbacks.throughput import _first_tensor
+from lit_llm.training.from_data import take_from_data
 
 TINY = {"hidden_size": 32, "num_layers": 1, "num_heads": 2}
 
@@ -228,6 +229,14 @@ def test_init_from_continues_a_finished_model(tmp_path: Path, corpus: Path) -> N
     assert float(second.callback_metrics["val_loss"]) == pytest.approx(
         float(first.callback_metrics["val_loss"]), abs=1e-6
     )
+
+
+def test_a_tokenizer_that_cannot_be_compared_is_told(tmp_path: Path, corpus: Path) -> None:
+    data = PretrainDataModule(corpus=str(corpus), seq_len=32, tokens=64, micro_batch_size=1)
+    fields = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 512}
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.warns(UserWarning, match=r"its vocab\.json is not read, so it is not known"):
+        take_from_data(fields, data, str(tmp_path))
 
 
 def test_a_continued_checkpoint_opens_without_what_it_started_from(

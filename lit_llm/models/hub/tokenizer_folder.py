@@ -23,7 +23,7 @@ _USUAL_NAMES = {
 }
 
 # Formats that transformers converts: SentencePiece or tiktoken; GPT-2's with merges.txt; BERT's.
-_OLDER_FORMATS = ("tokenizer.model", "vocab.json", "vocab.txt")
+OLDER_FORMATS = ("tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -32,7 +32,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
-        older = [name for name in _OLDER_FORMATS if (path / name).is_file()]
+        older = [name for name in OLDER_FORMATS if (path / name).is_file()]
         raise UserError(
             f"{file}: no such file; "
             + (
