@@ -53,10 +53,31 @@ def test_the_prompt_is_a_plain_text(server: Running) -> None:
     assert requests[2].prompt == requests[0].prompt
 
 
+def test_several_prompts(server: Running) -> None:
+    """Answer i is to prompt i // n; whole and streamed; every prompt counts once."""
+    server.engine.script = lambda request: f"{request.prompt[0]} {request.choice}"
+    body = {"prompt": [[5], [6, 7], [8]], "n": 2}
+    whole = complete(server, **body).json()
+    expected = {2 * i + k: f"{token} {k}" for i, token in enumerate((5, 6, 8)) for k in (0, 1)}
+    assert {choice["index"]: choice["text"] for choice in whole["choices"]} == expected
+    assert whole["usage"]["prompt_tokens"] == 4
+    limits = [running.request.max_new_tokens for running in server.engine.running]
+    assert limits == [16] * 6
+    chunks = events(complete(server, **body, stream=True).text)[:-1]
+    found = dict.fromkeys(expected, "")
+    for choice in [chunk["choices"][0] for chunk in chunks]:
+        found[choice["index"]] += choice["text"]
+    assert found == expected
+    ends = [c["index"] for chunk in chunks for c in chunk["choices"] if c["finish_reason"]]
+    assert sorted(ends) == list(range(6))
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": ["a"] * 65, "n": 2}, "prompt"),
+        ({"prompt": ["a", [1]]}, "prompt"),
+        ({"prompt": ["a", "b c " * 500]}, "prompt"),
         ({"prompt": [-1]}, "prompt"),
         ({"prompt": [10**6]}, "prompt"),
         ({"prompt": [[]]}, "prompt"),

@@ -165,13 +165,14 @@ def test_another_metric_ends_the_run_too(
     assert "stopped at step 32: eval/task/acc was highest (1.0000)" in caplog.text
 
 
-@pytest.mark.parametrize("lora", [None, LoRAConfig(rank=4)])
+# With embedding and head frozen a new model learns nothing by heart: no loss that rises again.
+@pytest.mark.parametrize("lora", [None, LoRAConfig(rank=4, train_modules=("embed", "head"))])
 def test_final_is_of_the_best_step(
     tmp_path: Path, base: Path, rows: Path, lora: LoRAConfig | None,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     with caplog.at_level("INFO"):
-        measured = fit(tmp_path, base, rows, lora=lora, learning_rate=1e-2 if lora is None else 0.1)
+        measured = fit(tmp_path, base, rows, lora=lora)
     best, loss = min(measured, key=lambda row: row[1])
     last = measured[-1][0]
     where = f"step {best}, where val_loss was lowest ({loss:.4f}), {last - best} steps before"

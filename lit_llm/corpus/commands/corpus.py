@@ -78,7 +78,7 @@ def following(corpus: Corpus) -> str:
     """The path of the card and the next commands after a build, ready to be copied."""
     folder = str(corpus.path)
     commands = [["tokenizer", "inspect", f"{folder}/tokenizer", "--corpus", folder]]
-    # Training fails without a validation split, or with less text than one training sequence.
+    # Training needs more text than one sequence, and measures nothing without a validation split.
     if corpus.validation_dirs and corpus.tokens("train") > _QUICKSTART_SEQ_LEN:
         commands.append(["fit", "--config", "pretrain/quickstart", "--data.corpus", folder])
     lines = ["  " + shlex.join(["lit_llm", *command]) for command in commands]

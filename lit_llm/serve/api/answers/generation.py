@@ -1,4 +1,4 @@
-"""Generation: the n answers to one prompt, from admission to the record of their end."""
+"""Generation: the answers to a request, from admission to the record of their end."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Job:
         id: of the answer.
         route: path of the API.
         model: answers.
-        prompt: ids.
+        prompts: ids of each prompt.
         limit: longest answer in tokens; None: the rest of the context.
-        n: number of answers.
+        n: number of answers to each prompt.
         sampling, seed: of the draw.
         stop: texts that end an answer.
         stop_ids: tokens that end it.
@@ -58,7 +58,7 @@ class Job:
     id: str
     route: str
     model: ServedModel
-    prompt: Sequence[int]
+    prompts: Sequence[Sequence[int]]
     limit: int | None
     n: int
     sampling: SamplingSettings
@@ -70,10 +70,20 @@ class Job:
     parser: Callable[[], AnswerParser]
     user: str | None
 
+    @property
+    def answers(self) -> int:
+        """Number of all answers. Answer i is to prompt i // n, as in OpenAI's API."""
+        return len(self.prompts) * self.n
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts together."""
+        return sum(map(len, self.prompts))
+
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of all choices together; the prompt counts once."""
+    """Tokens of all answers together; each prompt counts once."""
 
     prompt: int
     cached: int
@@ -108,13 +118,13 @@ class Generation:
         self._events: deque[tuple[int, Event]] = deque()
         self._wake = asyncio.Event()
         self._readers = [
-            AnswerReader(job.model.tokenizer, job.stop, job.parser()) for _ in range(job.n)
+            AnswerReader(job.model.tokenizer, job.stop, job.parser()) for _ in range(job.answers)
         ]
         self._handles: list[Handle] = []
         self._reservation: Reservation | None = None
         self._ended: dict[int, str] = {}
-        self._answer: list[list[str]] = [[] for _ in range(job.n)]
-        self._cached = 0
+        self._answer: list[list[str]] = [[] for _ in range(job.answers)]
+        self._cached = [0] * len(job.prompts)
         self._started, self._first_token = time.time(), None  # type: float, float | None
         self._error: str | None = None
         self._settled = False
@@ -127,29 +137,29 @@ class Generation:
                 the server stops.
         """
         job, size = self._job, self._job.model.max_seq_len
-        room = size - len(job.prompt)
-        if room < 1:
+        longest = max(map(len, job.prompts))
+        if longest >= size:
             raise refused(
-                f"the prompt has {len(job.prompt):,} tokens; the context of {job.model.name!r} has "
+                f"the prompt has {longest:,} tokens; the context of {job.model.name!r} has "
                 f"{size:,}, and the answer needs some of them",
                 param="messages" if "chat" in job.route else "prompt",
                 code="context_length_exceeded",
             )
-        limit = room if job.limit is None else min(room, job.limit)
-        limit = self._within_key(limit)
+        rooms = [size - len(prompt) for prompt in job.prompts]
+        limits = self._within_key([min(room, job.limit or room) for room in rooms])
         if not self._service.ready():
             raise stopping() if self._service.draining else broken_engine()
         try:
             self._reservation = await self._service.gate.admit(
-                self._key, len(job.prompt) + job.n * limit
+                self._key, job.prompt_tokens + job.n * sum(limits)
             )
         except LimitReached as reached:
             raise limit_reached(reached) from None
         self._service.metrics.running.inc()
         self._service.waiting.add(self._wake.set)
         try:
-            for choice in range(job.n):
-                self._handles.append(self._submit(choice, limit))
+            for answer in range(job.answers):
+                self._handles.append(self._submit(answer, limits[answer // job.n]))
         except QueueFull as full:
             await self._undo()
             raise overloaded(
@@ -162,32 +172,31 @@ class Generation:
             await self._undo()
             raise
 
-    def _within_key(self, limit: int) -> int:
-        """The limit of an answer under the largest request that the key may ever make."""
+    def _within_key(self, limits: list[int]) -> list[int]:
+        """The answers' limits, by prompt, under the largest request that the key may ever make."""
         job = self._job
         largest = None if self._key is None else self._key.limits.largest_request
-        if largest is None:
-            return limit
-        most = (largest - len(job.prompt)) // job.n
+        wanted = job.prompt_tokens + job.n * sum(limits)
+        if largest is None or wanted <= largest:
+            return limits
+        most = (largest - job.prompt_tokens) // job.answers
         if job.limit is None and most >= 1:
-            return min(limit, most)
-        if limit > most:
-            # A client would repeat a 429 for ever.
-            raise refused(
-                f"the request may use {len(job.prompt) + job.n * limit:,} tokens; this key may use "
-                f"{largest:,} in its whole time: shorten the prompt or the answer",
-                code="request_beyond_limit",
-            )
-        return limit
+            return [min(limit, most) for limit in limits]
+        # A client would repeat a 429 for ever.
+        raise refused(
+            f"the request may use {wanted:,} tokens; this key may use "
+            f"{largest:,} in its whole time: shorten the prompt or the answer",
+            code="request_beyond_limit",
+        )
 
-    def _submit(self, choice: int, limit: int) -> Handle:
+    def _submit(self, answer: int, limit: int) -> Handle:
         job, service = self._job, self._service
         request = GenerationRequest(
-            prompt=job.prompt,
+            prompt=job.prompts[answer // job.n],
             max_new_tokens=limit,
             sampling=job.sampling,
             seed=job.seed,
-            choice=choice,
+            choice=answer % job.n,
             stop_ids=job.stop_ids,
             top_logprobs=job.top_logprobs,
             grammar=job.grammar,
@@ -196,7 +205,7 @@ class Generation:
         )
 
         def on_event(event: Event) -> None:
-            self._events.append((choice, event))
+            self._events.append((answer, event))
             # RuntimeError: the event loop has ended before the engine.
             try:
                 self._loop.call_soon_threadsafe(self._wake.set)
@@ -242,7 +251,8 @@ class Generation:
             self._end(update, "stop")
 
     def _finished(self, update: Update, event: Finished) -> None:
-        self._cached = max(self._cached, event.cached_tokens)
+        prompt = update.choice // self._job.n
+        self._cached[prompt] = max(self._cached[prompt], event.cached_tokens)
         if event.reason == "error":
             self._error = event.error or "unknown"
             log.error("%s: the engine failed: %s", self._job.id, self._error)
@@ -267,13 +277,13 @@ class Generation:
     @property
     def ended(self) -> bool:
         """Whether all answers have ended."""
-        return len(self._ended) == self._job.n
+        return len(self._ended) == self._job.answers
 
     def usage(self) -> Usage:
         """Tokens until now."""
         return Usage(
-            len(self._job.prompt),
-            self._cached,
+            self._job.prompt_tokens,
+            sum(self._cached),
             sum(reader.tokens for reader in self._readers),
             sum(reader.reasoning_tokens for reader in self._readers),
         )
@@ -293,7 +303,7 @@ class Generation:
         reason = self._ended[0] if self.ended else "error" if self._error else "cancelled"
         metrics.running.dec()
         self._service.waiting.discard(self._wake.set)
-        metrics.answers.labels(job.model.name, reason).inc(job.n)
+        metrics.answers.labels(job.model.name, reason).inc(job.answers)
         metrics.prompt_tokens.labels(job.model.name).inc(used.prompt)
         metrics.cached_tokens.labels(job.model.name).inc(used.cached)
         metrics.completion_tokens.labels(job.model.name).inc(used.completion)
@@ -312,6 +322,7 @@ class Generation:
     async def _write(self, reason: str) -> None:
         job, used = self._job, self.usage()
         texts = self._service.store_texts
+        ids = [id for prompt in job.prompts for id in prompt]
         record = RequestRecord(
             id=job.id,
             key=NOBODY if self._key is None else self._key.id,
@@ -328,8 +339,8 @@ class Generation:
             completion_tokens=used.completion,
             reason=reason,
             error=self._error,
-            prompt_digest=hashlib.sha256(array("q", job.prompt).tobytes()).hexdigest(),
-            prompt_text=job.model.tokenizer.decode(job.prompt) if texts else None,
+            prompt_digest=hashlib.sha256(array("q", ids).tobytes()).hexdigest(),
+            prompt_text="\n".join(map(job.model.tokenizer.decode, job.prompts)) if texts else None,
             answer_text="\n".join("".join(pieces) for pieces in self._answer) if texts else None,
         )
         try:

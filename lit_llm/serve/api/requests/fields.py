@@ -92,7 +92,7 @@ CHAT: dict[str, Field] = {
 """Fields of POST /v1/chat/completions."""
 COMPLETIONS: dict[str, Field] = {
     **_SAMPLING,
-    "prompt": _honoured("a text or a list of token ids, or a list of one of these"),
+    "prompt": _honoured("a text or a list of token ids, or a list of such prompts"),
     "max_tokens": _honoured("longest answer; absent: 16"),
     "logprobs": _honoured("0 to 5 alternatives beside each token"),
     "best_of": _refused("use `n`"),

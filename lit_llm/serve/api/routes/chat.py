@@ -98,7 +98,7 @@ def chat_job(body: ChatBody, model: ServedModel) -> tuple[Job, list[str]]:
         id=f"chatcmpl-{secrets.token_hex(12)}",
         route="/v1/chat/completions",
         model=model,
-        prompt=prompt.ids,
+        prompts=[prompt.ids],
         limit=body.limit,
         n=body.n,
         sampling=body.sampling(model.tokenizer.vocab_size),

@@ -25,6 +25,8 @@ from lit_llm.serve.api.requests.unknown_keys import drop_unknown
 from lit_llm.serve.api.routes.answering import streamed, whole
 from lit_llm.serve.api.service import ServedModel
 
+MOST_ANSWERS = 128
+"""Most answers to the prompts of one request."""
 router = APIRouter()
 
 
@@ -57,7 +59,7 @@ def completion_job(body: CompletionBody, model: ServedModel) -> Job:
         id=f"cmpl-{secrets.token_hex(12)}",
         route="/v1/completions",
         model=model,
-        prompt=_prompt_ids(body, model),
+        prompts=_prompts(body, model),
         limit=body.max_tokens,
         n=body.n,
         sampling=body.sampling(model.tokenizer.vocab_size),
@@ -71,13 +73,21 @@ def completion_job(body: CompletionBody, model: ServedModel) -> Job:
     )
 
 
-def _prompt_ids(body: CompletionBody, model: ServedModel) -> list[int]:
-    """The ids of the one prompt."""
-    prompt: Any = body.prompt
-    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-        if len(prompt) > 1:
-            raise refused("one prompt a request; send several requests", param="prompt")
-        prompt = prompt[0]
+def _prompts(body: CompletionBody, model: ServedModel) -> list[list[int]]:
+    """The ids of each prompt."""
+    prompts: Any = body.prompt
+    if isinstance(prompts, str) or not prompts or isinstance(prompts[0], int):
+        prompts = [prompts]
+    if len(prompts) * body.n > MOST_ANSWERS:
+        raise refused(
+            f"{len(prompts)} prompts with n={body.n} are more than {MOST_ANSWERS} answers; "
+            "send several requests",
+            param="prompt",
+        )
+    return [_ids(prompt, model) for prompt in prompts]
+
+
+def _ids(prompt: str | list[int], model: ServedModel) -> list[int]:
     if isinstance(prompt, str):
         ids = model.tokenizer.document_start + model.tokenizer.encode(prompt)
     else:
@@ -92,8 +102,8 @@ def _prompt_ids(body: CompletionBody, model: ServedModel) -> list[int]:
 
 
 async def _whole(generation: Generation, job: Job, body: CompletionBody) -> dict[str, Any]:
-    texts, finish = [""] * job.n, [""] * job.n
-    tokens: list[list[GeneratedToken]] = [[] for _ in range(job.n)]
+    texts, finish = [""] * job.answers, [""] * job.answers
+    tokens: list[list[GeneratedToken]] = [[] for _ in range(job.answers)]
     async for update in generation.updates():
         generation.keep_text(update)
         texts[update.choice] += _text(update)
@@ -108,7 +118,7 @@ async def _whole(generation: Generation, job: Job, body: CompletionBody) -> dict
             if body.logprobs is not None
             else None,
         }
-        for choice in range(job.n)
+        for choice in range(job.answers)
     ]
     return {**_head(job), "choices": choices, "usage": generation.usage().json()}
 
@@ -118,7 +128,7 @@ async def _events(
 ) -> AsyncGenerator[bytes, None]:
     head = _head(job)
     usage = {"usage": None} if body.include_usage else {}
-    written = [0] * job.n
+    written = [0] * job.answers
     async for update in generation.updates():
         generation.keep_text(update)
         if generation.ended:
