@@ -260,6 +260,23 @@ def finetune_parity(result: Result) -> Iterable[Row]:
     )  # fmt: skip
 
 
+def forgetting(result: Result) -> Iterable[Row]:
+    runs = [run for found in result["runs"].values() for run in found]
+    late = max(run["validations_after_best"] for run in runs)
+    yield Row(
+        f"finetuning on {result['examples']} examples, up to {result['passes']} passes, "
+        f"{len(runs)} runs: validations after the best step",
+        f"at most {late}", "", "",
+    )  # fmt: skip
+    for arm, change in result["all_seeds"].items():
+        yield Row(
+            f"its change of general questions' score, {arm}, {result['seeds']} seeds, "
+            f"{change['n']} questions (95% interval)",
+            f"{change['change']:+.2f} ({change['low']:+.2f} to {change['high']:+.2f})",
+            f"the base {change['before']:.2f}", "",
+        )  # fmt: skip
+
+
 def chat_templates(result: Result) -> Iterable[Row]:
     yield Row(
         "chat templates of TRL whose every answer has the context that a server sends",
@@ -271,6 +288,7 @@ ROWS: dict[str, Callable[[Result], Iterable[Row]]] = {
     "quality_per_second": quality, "trainer_overhead": trainer, "cpu_step": cpu_step,
     "busy": busy, "checkpoint_pause": checkpoint_pause, "decode": decode, "load": load,
     "finetune": finetune, "finetune_parity": finetune_parity, "chat_templates": chat_templates,
+    "forgetting": forgetting,
     "planner": planner, "filters": filters, "dedup": dedup, "encode": encode,
     "end_to_end": end_to_end, "corpus_truth": corpus_truth,
 }  # fmt: skip
