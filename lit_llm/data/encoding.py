@@ -98,10 +98,10 @@ def encoded_conversations(
     if not share_prefixes:
         settings["share_prefixes"] = False
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    patterns = [*weights_of(train), *weights_of(validation or [])]
-    for key, sources in (("data.sources", train), ("data.validation", validation or [])):
-        _check_once(key, sources)
-    for path in [file for pattern in patterns for file in files_of(pattern)]:
+    for path in [
+        *_files_once("data.sources", train),
+        *_files_once("data.validation", validation or []),
+    ]:
         digest.update(json.dumps(file_key(path)).encode())
     items = evaluation_items(policy.decontaminate)
     digest.update(json.dumps(items).encode())
@@ -131,16 +131,23 @@ def encoded_conversations(
     return output, False
 
 
-def _check_once(key: str, sources: Sources) -> None:
-    """Raise UserError for a file of two patterns: its examples would stand there twice."""
+def _files_once(key: str, sources: Sources) -> list[Path]:
+    """The files of all patterns.
+
+    Raises:
+        UserError: a file belongs to two patterns; its examples would stand there twice.
+    """
     found: dict[Path, str] = {}
+    files: list[Path] = []
     for pattern in weights_of(sources):
         for path in files_of(pattern):
+            files.append(path)
             if (other := found.setdefault(path.resolve(), pattern)) != pattern:
                 raise UserError(
                     f"{key}: {path} belongs to {other} and to {pattern}; name it once (a weight "
                     "says how often its examples stand in an epoch)"
                 )
+    return files
 
 
 @dataclass

@@ -6,9 +6,11 @@ They come from a config, or are typical of a number of parameters.
 from __future__ import annotations
 
 import functools
-import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from lit_llm.errors import UserError
 
 if TYPE_CHECKING:
     from lit_llm.models.config import TransformerConfig
@@ -146,12 +148,15 @@ def shape_of(config: TransformerConfig, seq_len: int) -> ModelShape:
 
 
 def _most_cuts(config: TransformerConfig) -> int:
-    """What `lit_llm.models.parallel.parallelize` does not refuse."""
-    whole = config.qk_norm in ("projection", "per_head")
-    if config.num_experts or whole:
-        return 1
-    sizes = (config.num_heads, config.num_kv_heads, config.intermediate_size)
-    return math.gcd(ModelShape.most_cuts, *(size for size in sizes if size is not None))
+    from lit_llm.models.parallel.cuts import refuse_cut
+
+    size = ModelShape.most_cuts
+    while size > 1:
+        with suppress(UserError):
+            refuse_cut(config, size)
+            break
+        size //= 2
+    return size
 
 
 def _mixing_width(config: TransformerConfig) -> float:

@@ -415,8 +415,8 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     "test_a_client_that_left_pays_nothing": (
         f"{API}/answers/generation.py", "await self._write(reason)", "pass"),
     "test_choices_that_count_as_one": (
-        f"{API}/answers/generation.py", "wanted = job.prompt_tokens + job.n * sum(limits)",
-        "wanted = job.prompt_tokens + sum(limits)"),
+        f"{API}/answers/generation.py", "self._job.prompt_tokens + self._job.n * sum(limits)",
+        "self._job.prompt_tokens + sum(limits)"),
     "test_the_first_requests_settings_for_all": (
         f"{API}/requests/schema.py", "temperature=self.temperature", "temperature=1.0"),
     "test_a_long_prompt_is_cut_in_silence": (

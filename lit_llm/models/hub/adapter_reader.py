@@ -358,11 +358,12 @@ def _load(folder: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     file, pickled = folder / "adapter_model.safetensors", folder / "adapter_model.bin"
-    refuse_pointer(file if file.exists() or not pickled.exists() else pickled)
-    try:
-        if file.exists() or not pickled.exists():
-            return load_file(file)
+    if pickled.exists() and not file.exists():
         file = pickled
+    refuse_pointer(file)
+    try:
+        if file is not pickled:
+            return load_file(file)
         # A pickle can run any code; with weights_only torch loads tensors and nothing else.
         return torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:

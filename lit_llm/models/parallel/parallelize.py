@@ -28,6 +28,7 @@ from lit_llm.models.float8 import Float8Linear, convert_to_float8
 from lit_llm.models.kernels.backends import Backends
 from lit_llm.models.kernels.eager import use_onednn
 from lit_llm.models.kernels.heap import keep_freed_memory
+from lit_llm.models.parallel.cuts import refuse_cut
 from lit_llm.models.parallel.sharded import WholeDraws
 from lit_llm.models.transformer import Block, Transformer
 
@@ -189,21 +190,7 @@ def gradient_sync(model: nn.Module, on: bool) -> None:
 
 def _cut(model: Transformer, mesh: DeviceMesh) -> None:
     config, size = model.config, mesh.size()
-    for name in ("num_heads", "num_kv_heads", "intermediate_size"):
-        if getattr(config, name) % size:
-            raise UserError(
-                f"tensor_parallel_size={size} does not divide {name}={getattr(config, name)}"
-            )
-    if config.qk_norm in ("projection", "per_head"):
-        raise UserError(
-            f"tensor_parallel_size={size}: a model with {config.qk_norm} qk_norm cannot be cut; "
-            "set it to 1"
-        )
-    if any(config.has_experts(i) for i in range(config.num_layers)) or model.lora is not None:
-        raise UserError(
-            f"tensor_parallel_size={size}: mixtures of experts and LoRA cannot be cut yet; set it "
-            "to 1"
-        )
+    refuse_cut(config, size, lora=model.lora is not None)
     _refuse_quantized(model)
     if any(isinstance(module, Float8Linear) for module in model.modules()):
         raise UserError(

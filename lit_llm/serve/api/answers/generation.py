@@ -150,9 +150,7 @@ class Generation:
         if not self._service.ready():
             raise stopping() if self._service.draining else broken_engine()
         try:
-            self._reservation = await self._service.gate.admit(
-                self._key, job.prompt_tokens + job.n * sum(limits)
-            )
+            self._reservation = await self._service.gate.admit(self._key, self._most_tokens(limits))
         except LimitReached as reached:
             raise limit_reached(reached) from None
         self._service.metrics.running.inc()
@@ -176,7 +174,7 @@ class Generation:
         """The answers' limits, by prompt, under the largest request that the key may ever make."""
         job = self._job
         largest = None if self._key is None else self._key.limits.largest_request
-        wanted = job.prompt_tokens + job.n * sum(limits)
+        wanted = self._most_tokens(limits)
         if largest is None or wanted <= largest:
             return limits
         most = (largest - job.prompt_tokens) // job.answers
@@ -188,6 +186,10 @@ class Generation:
             f"{largest:,} in its whole time: shorten the prompt or the answer",
             code="request_beyond_limit",
         )
+
+    def _most_tokens(self, limits: list[int]) -> int:
+        """Tokens of the prompts and of the longest answers, whose limits are given by prompt."""
+        return self._job.prompt_tokens + self._job.n * sum(limits)
 
     def _submit(self, answer: int, limit: int) -> Handle:
         job, service = self._job, self._service
@@ -322,7 +324,10 @@ class Generation:
     async def _write(self, reason: str) -> None:
         job, used = self._job, self.usage()
         texts = self._service.store_texts
-        ids = [id for prompt in job.prompts for id in prompt]
+        # -1 stands between two prompts.
+        ids = list(job.prompts[0])
+        for prompt in job.prompts[1:]:
+            ids += [-1, *prompt]
         record = RequestRecord(
             id=job.id,
             key=NOBODY if self._key is None else self._key.id,

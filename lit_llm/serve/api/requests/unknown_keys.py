@@ -54,7 +54,7 @@ def _drop_refused(kind: type[BaseModel], fields: dict[str, Any], found: dict[str
         return False
     except ValidationError as error:
         refused = [one["loc"] for one in error.errors() if one["type"] == "extra_forbidden"]
-    count = len(found)
+    removed = False
     for *place, key in refused:
         value: Any = fields
         named = []
@@ -63,6 +63,8 @@ def _drop_refused(kind: type[BaseModel], fields: dict[str, Any], found: dict[str
             if isinstance(step, int) or (isinstance(value, dict) and step in value):
                 value = value[step]
                 named += [] if isinstance(step, int) else [step]
-        if isinstance(value, dict) and value.pop(key, None) is not None:
+        if isinstance(value, dict) and key in value:
+            del value[key]
+            removed = True
             found[".".join([*named, str(key)])] = None
-    return len(found) > count
+    return removed

@@ -22,15 +22,14 @@ from lit_llm.serve.api.answers.deltas import (
 from lit_llm.serve.api.answers.generation import Generation, Job
 from lit_llm.serve.api.answers.reader import Alternatives, Update
 from lit_llm.serve.api.backends.forwarding import forward
-from lit_llm.serve.api.body import read_body
 from lit_llm.serve.api.context import key_of, service_of
 from lit_llm.serve.api.errors import refused
 from lit_llm.serve.api.event_stream import DONE, event
-from lit_llm.serve.api.requests.fields import CHAT, check_fields
+from lit_llm.serve.api.requests.fields import CHAT
 from lit_llm.serve.api.requests.grammars import call_grammar, format_grammar
 from lit_llm.serve.api.requests.prompts import chat_prompt, writes_thoughts
-from lit_llm.serve.api.requests.schema import ChatBody, NamedTool, checked
-from lit_llm.serve.api.requests.unknown_keys import drop_unknown
+from lit_llm.serve.api.requests.reading import read_request
+from lit_llm.serve.api.requests.schema import ChatBody, NamedTool
 from lit_llm.serve.api.routes.answering import streamed, whole
 from lit_llm.serve.api.service import ServedModel
 
@@ -41,10 +40,7 @@ router = APIRouter()
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation, whole or as a stream of events."""
     service, key = service_of(request), key_of(request)
-    fields, ignored = check_fields(await read_body(request), CHAT, service.unknown)
-    if service.unknown == "ignore":
-        ignored += drop_unknown(ChatBody, fields)
-    body = checked(ChatBody, fields)
+    body, fields, ignored = await read_request(request, ChatBody, CHAT, service.unknown)
     ignored += body.without_effect
     if (backend := service.backends.get(body.model)) is not None:
         service.check_allowed(backend.name, key)

@@ -15,13 +15,12 @@ from lit_llm.serve.api.answers.answer_parser import AnswerParser
 from lit_llm.serve.api.answers.deltas import Content
 from lit_llm.serve.api.answers.generation import Generation, Job
 from lit_llm.serve.api.answers.reader import Alternatives, Update
-from lit_llm.serve.api.body import read_body
 from lit_llm.serve.api.context import key_of, service_of
 from lit_llm.serve.api.errors import refused
 from lit_llm.serve.api.event_stream import DONE, event
-from lit_llm.serve.api.requests.fields import COMPLETIONS, check_fields
-from lit_llm.serve.api.requests.schema import CompletionBody, checked
-from lit_llm.serve.api.requests.unknown_keys import drop_unknown
+from lit_llm.serve.api.requests.fields import COMPLETIONS
+from lit_llm.serve.api.requests.reading import read_request
+from lit_llm.serve.api.requests.schema import CompletionBody
 from lit_llm.serve.api.routes.answering import streamed, whole
 from lit_llm.serve.api.service import ServedModel
 
@@ -34,10 +33,7 @@ router = APIRouter()
 async def completions(request: Request) -> Response:
     """Continue a text, whole or as a stream of events."""
     service, key = service_of(request), key_of(request)
-    fields, ignored = check_fields(await read_body(request), COMPLETIONS, service.unknown)
-    if service.unknown == "ignore":
-        ignored += drop_unknown(CompletionBody, fields)
-    body = checked(CompletionBody, fields)
+    body, _, ignored = await read_request(request, CompletionBody, COMPLETIONS, service.unknown)
     ignored += body.without_effect
     model = service.model(body.model, key)
     job = await service.encode(lambda: completion_job(body, model))

@@ -12,14 +12,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from lit_llm.serve.api.answers.generation import Generation, Job
-from lit_llm.serve.api.body import read_body
 from lit_llm.serve.api.context import key_of, service_of
 from lit_llm.serve.api.errors import ApiError, refused
 from lit_llm.serve.api.event_stream import event
-from lit_llm.serve.api.requests.fields import RESPONSES, check_fields
+from lit_llm.serve.api.requests.fields import RESPONSES
+from lit_llm.serve.api.requests.reading import read_fields, read_request
 from lit_llm.serve.api.requests.response_input import messages_of, thoughts_without_effect
-from lit_llm.serve.api.requests.schema import ChatBody, ResponsesBody, checked
-from lit_llm.serve.api.requests.unknown_keys import drop_unknown
+from lit_llm.serve.api.requests.schema import ChatBody, ResponsesBody
 from lit_llm.serve.api.routes.answering import streamed, whole
 from lit_llm.serve.api.routes.chat import chat_job
 from lit_llm.serve.api.routes.response_items import ResponseItems
@@ -31,16 +30,12 @@ router = APIRouter()
 async def responses(request: Request) -> Response:
     """Answer an input, whole or as a stream of events."""
     service, key = service_of(request), key_of(request)
-    fields, ignored = check_fields(await read_body(request), RESPONSES, service.unknown)
-    if service.unknown == "ignore":
-        ignored += drop_unknown(ResponsesBody, fields)
-    body = checked(ResponsesBody, fields)
+    body, _, ignored = await read_request(request, ResponsesBody, RESPONSES, service.unknown)
     tools, skipped = _tools(body)
     model = service.model(body.model, key)
     chat_fields = _chat_fields(body, tools)
-    if service.unknown == "ignore":
-        ignored += drop_unknown(ChatBody, chat_fields)
-    chat_body = checked(ChatBody, chat_fields)
+    chat_body, more = read_fields(ChatBody, chat_fields, service.unknown)
+    ignored += more
     job, without_effect = await service.encode(lambda: chat_job(chat_body, model))
     job = dataclasses.replace(job, id=f"resp_{secrets.token_hex(12)}", route="/v1/responses")
     ignored += without_effect + (["tools"] if skipped else []) + _parts_without_effect(body)
