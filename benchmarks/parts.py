@@ -28,8 +28,3 @@ def whole(num_layers: int, without: str | None = None) -> dict[str, Any]:
     for name, part in parts_of(num_layers).items():
         fields |= {} if name == without else part
     return fields
-
-
-FAST = {**NONE, **parts_of(2)["value embeddings"], **parts_of(2)["smear"]}
-"""What quality_per_second.py adds to the quickstart's two layers: the parts that brought something
-at two sizes (docs/decisions.md, "What makes a model learn faster")."""

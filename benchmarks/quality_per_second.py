@@ -6,9 +6,9 @@ by side.
 
 Every contender trains on the same tokens of the same corpus folder for the same time, with its own
 model shape, batch, optimizer and schedule (the peers 4,096 tokens a step in sequences of 512: with
-8,192 nanochat is worse, see docs/decisions.md; ours as in configs/pretrain/quickstart.yaml, and
-"fast" the same with `FAST` of parts.py; "nanochat-tuned" with 7 times its own rates and heads of
-128), and is scored by the same function (contenders/bpb.py:
+8,192 nanochat is worse, see docs/decisions.md; ours as in configs/pretrain/quickstart.yaml,
+and "plain" the same without the parts of parts.py; "nanochat-tuned" with 7 times its own rates and
+heads of 128), and is scored by the same function (contenders/bpb.py:
 windows of 512) on the corpus's validation documents: bits per byte, lower is better. Compilation
 and evaluation are outside the time for all. Rounds are interleaved (ours, nanochat, litgpt, ours,
 ...), so that a machine that slows down slows all of them; a round's seed sets initial weights and
@@ -29,14 +29,14 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from parts import FAST
+from parts import NONE
 from record import commit, write_result
 
 HERE = Path(__file__).resolve().parent
 # Contender -> its program in contenders/ and the options of its program.
 CONTENDERS: dict[str, tuple[str, dict[str, object]]] = {
     "ours": ("ours_run.py", {}),
-    "fast": ("ours_run.py", {"--fields": json.dumps(FAST)}),
+    "plain": ("ours_run.py", {"--fields": json.dumps(NONE)}),
     "nanochat": ("nanochat_run.py", {"--head-dim": 64}),
     # The best of a sweep (docs/decisions.md): nanochat's own rates are for larger batches.
     "nanochat-tuned": ("nanochat_run.py", {"--head-dim": 128, "--lr-scale": 7}),

@@ -24,6 +24,7 @@ from lit_llm.models.norm import HeadNorm
 from lit_llm.models.parallel.sharded import empty_like, local
 from lit_llm.models.token_rows import row_layers
 from lit_llm.models.transformer import Transformer
+from lit_llm.training.lookup_step import step_used_rows
 
 # Polar Express, 5 iterations, safety factor 2e-2, cushion 2 (arXiv:2505.16932, algorithm 1).
 _POLAR_EXPRESS = (
@@ -61,6 +62,9 @@ def orthogonalize(g: Tensor, dtype: torch.dtype) -> Tensor:
 class MuonAdamW(torch.optim.Optimizer):
     """Muon for groups with ``muon=True``, AdamW for all other groups.
 
+    Groups with ``lookup=True`` are tables of rows; a step changes those that have a gradient, see
+    `step_used_rows`. Their settings are ``lr``, the second of ``betas`` and ``eps``.
+
     Settings of Muon groups are ``lr`` (the step's RMS is about ``lr * sqrt(max(1, rows / cols)) /
     sqrt(cols)``, see the scale in ``_muon_step``), ``momentum``, ``beta2`` and ``weight_decay``.
     Settings of AdamW groups are ``lr``, ``betas``, ``eps`` and ``weight_decay`` (decoupled).
@@ -78,7 +82,7 @@ class MuonAdamW(torch.optim.Optimizer):
     found_inf: Tensor | None = None
 
     def __init__(self, groups: Iterable[dict[str, Any]]):
-        defaults = {"muon": False, "lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-10,
+        defaults = {"muon": False, "lookup": False, "lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-10,
                     "weight_decay": 0.0, "momentum": 0.95, "beta2": 0.95,
                     "fused": True}  # fmt: skip
         # With "fused", torch moves the step counts to the parameters' device when it loads a
@@ -104,6 +108,9 @@ class MuonAdamW(torch.optim.Optimizer):
             if group["muon"]:
                 for stack in _stacks(params):
                     self._muon_step(stack, group)
+            elif group["lookup"]:
+                for p in params:
+                    self._lookup_step(p, group)
             else:
                 self._adamw_step(params, group)
         return loss
@@ -151,6 +158,22 @@ class MuonAdamW(torch.optim.Optimizer):
             if group["weight_decay"]:
                 local(p).mul_(1 - group["lr"] * group["weight_decay"] * keep)
             local(p).add_(update[i], alpha=-lr)
+
+    def _lookup_step(self, p: nn.Parameter, group: dict[str, Any]) -> None:
+        if not self.state[p]:
+            self.state[p]["row_steps"] = empty_like(p, (*p.shape[:-1], 1), torch.float32)
+            self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
+        step_used_rows(
+            local(p),
+            local(_gradients([p])[0]),
+            local(self.state[p]["row_steps"]),
+            local(self.state[p]["exp_avg_sq"]),
+            lr=group["lr"],
+            beta2=group["betas"][1],
+            eps=group["eps"],
+            found_inf=self.found_inf,
+            find_rows=p.device.type == "cpu",
+        )
 
     def _adamw_step(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
         for p in params:
@@ -263,52 +286,45 @@ def parameter_groups(
 
     The first group has the matrices between embedding and head, and stacks of matrices (experts).
     Muon or AdamW with weight decay updates it. Embeddings (value embeddings too), head and vectors
-    (norms, biases, the numbers of `lit_llm.models.mixing`) are three more groups, which AdamW
-    updates without decay. LoRA's B matrices are a group of their own if their learning rate is
-    another one (`LoRAConfig.lr_ratio`).
+    (norms, biases, the numbers of `lit_llm.models.mixing`) are three more groups without decay.
+    AdamW updates them. Beside Muon, embeddings that are not the head too are the group "lookups"
+    (`step_used_rows`). LoRA's B matrices are a group of their own if their learning rate is another
+    one (`LoRAConfig.lr_ratio`).
     """
-    embedding = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    embedding |= {id(m.added_rows) for m in row_layers(model)}
-    tables = {m.weight.shape for m in model.modules() if isinstance(m, nn.Embedding)}
+    muon = optimizer == "muon_adamw"
     linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
+    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
+    embedding = {id(w) for w in tables} | {id(m.added_rows) for m in row_layers(model)}
     # The head has no fixed name. It is the last linear layer, if it has the shape of an embedding:
     # one row per token.
-    head = {id(w) for w in linear[-1:] if w.shape in tables} - embedding
-    stacks = {id(p) for m in model.modules() if isinstance(m, Experts) for p in m.parameters()}
-    # The gains of a HeadNorm have two dimensions, but are not a matrix.
-    gains = {id(m.weight) for m in model.modules() if isinstance(m, HeadNorm)}
+    head = {id(w) for w in linear[-1:] if w.shape in {t.shape for t in tables}} - embedding
     lora = model.lora if isinstance(model, Transformer) else None
     ratio = 1.0 if lora is None else lora.lr_ratio
-    b = {id(p) for name, p in model.named_parameters() if ratio != 1 and name.endswith("lora_b")}
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    # The group of a parameter is the first one that has its id; vectors are what remains.
+    ids = {
+        # A tied embedding is the head too, so all its rows have a gradient in every step.
+        "lookups": {id(w) for w in tables} - {id(w) for w in linear} if muon else set(),
+        "embedding": embedding,
+        "head": head,
+        "lora_b": {id(p) for n, p in parameters.items() if ratio != 1 and n.endswith("lora_b")},
+        # The gains of a HeadNorm have two dimensions, but are not a matrix.
+        "gains": {id(m.weight) for m in model.modules() if isinstance(m, HeadNorm)},
+        "matrices": {id(p) for m in model.modules() if isinstance(m, Experts)
+                     for p in m.parameters()} | {id(p) for p in parameters.values() if p.ndim == 2},
+    }  # fmt: skip
     named: dict[str, list[nn.Parameter]] = {
-        "matrices": [],
-        "lora_b": [],
-        "embedding": [],
-        "head": [],
-        "vectors": [],
+        kind: [] for kind in ("matrices", "lora_b", "lookups", "embedding", "head", "vectors")
     }
-    for p in model.parameters():
-        if not p.requires_grad:
-            continue
-        matrix = id(p) in stacks or (p.ndim == 2 and id(p) not in gains)
-        kind = (
-            "embedding"
-            if id(p) in embedding
-            else "head"
-            if id(p) in head
-            else "lora_b"
-            if id(p) in b
-            else "matrices"
-            if matrix
-            else "vectors"
-        )
-        named[kind].append(p)
-    muon = optimizer == "muon_adamw"
+    for p in parameters.values():
+        kind = next((kind for kind, of_kind in ids.items() if id(p) in of_kind), "vectors")
+        named["vectors" if kind == "gains" else kind].append(p)
     rates = {"matrices": lr, "lora_b": lr * ratio}
     # The ratios of nanochat. The rates of embedding and head fall with the root of the width.
     if muon:
         scale = (768 / model_width(model)) ** 0.5
         rates |= {
+            "lookups": lr * 15 * scale,
             "embedding": lr * 15 * scale,
             "head": lr * 0.2 * scale,
             "vectors": lr * 0.5,
@@ -325,6 +341,8 @@ def parameter_groups(
             groups.append(group)
             if muon and kind in ("matrices", "lora_b"):
                 group["muon"] = True
+            if kind == "lookups":
+                group["lookup"] = True
     return groups
 
 

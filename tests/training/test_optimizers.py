@@ -146,10 +146,10 @@ def test_lookups_are_embeddings_and_mixing_factors_are_vectors() -> None:
     with torch.device("meta"):
         model = Transformer(TransformerConfig(hidden_size=192, num_layers=2, num_heads=6, **MIXED))
     groups = {group["name"]: group for group in parameter_groups(model, "muon_adamw", 0.02, 0.0)}
-    rates = {"matrices": 0.02, "embedding": 0.6, "head": 0.008, "vectors": 0.01}
+    rates = {"matrices": 0.02, "lookups": 0.6, "head": 0.008, "vectors": 0.01}
     assert {name: group["lr"] for name, group in groups.items()} == pytest.approx(rates)
-    assert {p.shape for p in groups["embedding"]["params"]} == {(4096, 192)}
-    assert len(groups["embedding"]["params"]) == 2
+    assert {p.shape for p in groups["lookups"]["params"]} == {(4096, 192)}
+    assert len(groups["lookups"]["params"]) == 2
     # Smear's gate and scale, each layer's two factors, the scale of the back-out.
     assert sorted(p.numel() for p in groups["vectors"]["params"]) == [1] * 6 + [24]
     assert any(p.shape == (6, 12) for p in groups["matrices"]["params"])  # the value gate
