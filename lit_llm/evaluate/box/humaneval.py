@@ -11,7 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from math import comb
 from pathlib import Path
@@ -108,8 +108,9 @@ class CodeTask(ConfigurableTask):  # type: ignore[misc]
             UserError: the box failed.
         """
         assert self.code is not None
+        program = whole_function if self.instruct else continuation
         programs = [
-            _program(instance.doc, answer, self.instruct)
+            program(instance.doc, answer)
             for instance in self.instances
             for answer in instance.resps
         ]
@@ -163,17 +164,30 @@ def pass_at_every_k(_: Mapping[str, Any], results: list[list[str]]) -> dict[str,
     return {f"pass@{k}": pass_at_k(count, passed, k) for k in range(1, count + 1)}
 
 
-def _program(document: Mapping[str, Any], answer: str, instruct: bool) -> Program:
-    """The answer with what stands before it in the question, and the question's tests."""
+def continuation(document: Mapping[str, Any], answer: str) -> Program:
+    """The program of an answer that continues the question's ``prompt``."""
     name = document["entry_point"]
-    # The question's imports and helpers; the function's own head gets an empty body.
-    setup = document["prompt"] + "\n    pass\n"
-    block = _BLOCK.search(answer) if instruct else None
-    code = block[1] if block else answer
-    whole = instruct and re.search(rf"^\s*(async )?def {name}\b", code, re.MULTILINE)
     return Program(
-        answer=(setup if whole else document["prompt"]) + code,
+        answer=document["prompt"] + answer,
         tests=f"{document['test']}\ncheck({name})",
         names=(name,),
-        setup=setup,
+        setup=_stub(document),
     )
+
+
+def whole_function(document: Mapping[str, Any], answer: str) -> Program:
+    """The program of a chat model's answer: its first code block, or all of it without one.
+
+    A block without the function's head continues the question, as its body.
+    """
+    block = _BLOCK.search(answer)
+    code = block[1] if block else answer
+    program = continuation(document, code)
+    if re.search(rf"^\s*(async )?def {document['entry_point']}\b", code, re.MULTILINE):
+        program = replace(program, answer=_stub(document) + code)
+    return program
+
+
+def _stub(document: Mapping[str, Any]) -> str:
+    """The question's imports and helpers, and its function with an empty body."""
+    return f"{document['prompt']}\n    pass\n"

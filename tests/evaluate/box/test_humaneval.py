@@ -18,8 +18,8 @@ from lit_llm.errors import UserError
 from lit_llm.evaluate.box.box import Box, BoxError, Program, confines, probe
 from lit_llm.evaluate.box.humaneval import (
     CodeRuns,
-    _program,
     code_task,
+    continuation,
     humaneval_dataset,
     pass_at_k,
 )
@@ -251,7 +251,7 @@ def test_the_164_solutions_pass_and_164_broken_ones_fail(box: Box, right: bool) 
         name = document["entry_point"]
         broken = f"\n_right = {name}\ndef {name}(*given):\n    return [_right(*given)]\n"
         answer = document["canonical_solution"] + ("" if right else broken)
-        programs.append(_program(document, answer, instruct=False))
+        programs.append(continuation(document, answer))
     outcomes = box.run_all(programs)
     wrong = {
         document["id"]: outcome
