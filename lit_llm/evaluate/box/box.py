@@ -75,7 +75,7 @@ class Outcome:
         return self.reason == "passed"
 
 
-class BoxError(RuntimeError):
+class BoxError(UserError):
     """The box itself failed, so nothing is known about the program."""
 
 

@@ -22,7 +22,7 @@ from lm_eval.api.task import ConfigurableTask
 from tqdm import tqdm
 
 from lit_llm.errors import UserError
-from lit_llm.evaluate.box.box import Box, BoxError, Program
+from lit_llm.evaluate.box.box import Box, Program
 
 _DATA = Path("data") / "HumanEval.jsonl.gz"
 # Those of the paper (section 2.2), at which a function at the margin has ended.
@@ -105,7 +105,7 @@ class CodeTask(ConfigurableTask):  # type: ignore[misc]
         """Run the programs of all samples.
 
         Raises:
-            UserError: the box failed.
+            BoxError: the box failed.
         """
         assert self.code is not None
         program = whole_function if self.instruct else continuation
@@ -114,13 +114,10 @@ class CodeTask(ConfigurableTask):  # type: ignore[misc]
             for instance in self.instances
             for answer in instance.resps
         ]
-        try:
-            # lm-eval's progress bars are silenced. This one is not.
-            with tqdm(total=len(programs), desc="running", unit="program",
-                      file=sys.__stderr__) as bar:  # fmt: skip
-                outcomes = iter(self.code.box.run_all(programs, done=bar.update))
-        except BoxError as error:
-            raise UserError(f"{self.config.task}: {error}") from error
+        # lm-eval's progress bars are silenced. This one is not.
+        with tqdm(total=len(programs), desc="running", unit="program",
+                  file=sys.__stderr__) as bar:  # fmt: skip
+            outcomes = iter(self.code.box.run_all(programs, done=bar.update))
         for instance in self.instances:
             instance.filtered_resps["none"] = [next(outcomes).reason for _ in instance.resps]
 

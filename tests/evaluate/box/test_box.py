@@ -193,6 +193,17 @@ def test_helpers_of_the_tests_are_not_the_answers(box: Box) -> None:
     assert box.run(program).passed
 
 
+def test_tests_are_confined_too(box: Box, tmp_path: Path) -> None:
+    for tests, error in (
+        (f"import os\nos.kill({os.getpid()}, 0)", "OSError: [Errno 38]"),
+        (f"open({str(tmp_path / 'x')!r}, 'w')", "Error: "),
+        ("import socket\nsocket.socket()", "OSError: [Errno 38]"),
+    ):
+        outcome = run(box, RIGHT, tests)
+        assert outcome.reason == "failed" and error in outcome.detail
+    assert not list(tmp_path.iterdir())
+
+
 def test_many_at_once(box: Box) -> None:
     answers = [RIGHT, "def f(x):\n    return x", "import os\nos._exit(0)"] * 4
     done: list[int] = []
@@ -309,9 +320,10 @@ def test_numbers_of_system_calls_are_the_kernels() -> None:
     from lit_llm.evaluate.box.inside import kernel, seccomp
 
     ours = {
-        **seccomp.ALLOWED, **seccomp.JUDGE_ALLOWED, **kernel.NUMBERS, "tgkill": seccomp._TGKILL,
-        "prlimit64": seccomp._PRLIMIT64, "ioctl": seccomp._IOCTL, "fcntl": seccomp._FCNTL,
-    }  # fmt: skip
+        **seccomp.ALLOWED,
+        **seccomp.CHECKED,
+        **kernel.NUMBERS,
+    }
     headers = ("/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "/usr/include/asm-generic/unistd.h")
     for column, header in enumerate(map(Path, headers)):
         if not header.exists():

@@ -148,7 +148,7 @@ def test_a_box_that_fails_is_no_score(
 
     monkeypatch.setattr(box, "run", broken)
     loaded = load_tasks(["local_humaneval"], code=CodeRuns(box))["local_humaneval"]
-    with pytest.raises(UserError, match=r"^local_humaneval: no more processes$"):
+    with pytest.raises(UserError, match=r"^no more processes$"):
         run_task(Scripted(lambda prompt, _: ""), loaded)  # type: ignore[arg-type]
 
 

@@ -103,15 +103,19 @@ def enter_box(features: Features, limits: Limits, folder: str) -> Callable[[], N
     return restrict
 
 
-def one_process(features: Features, judge: bool) -> None:
-    """Take from this process its right to a second one, and all calls that it does not need.
+def one_process(features: Features, child: int | None = None) -> None:
+    """Take from this process its right to another one, and all calls that it does not need.
+
+    Args:
+        features: of this kernel.
+        child: a process that it can end and wait for.
 
     Raises:
         OSError: a feature that fails.
     """
     _limit("NPROC", 0)
     if features.seccomp:
-        seccomp.install(judge)
+        seccomp.install(child)
 
 
 def keep_files(*kept: int) -> None:

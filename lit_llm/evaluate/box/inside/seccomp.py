@@ -14,7 +14,7 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from .kernel import MACHINES, call, machine
 
@@ -57,10 +57,12 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
 }  # fmt: skip
 """Name -> number on each of `MACHINES`; None where the processor has no such call."""
 
-JUDGE_ALLOWED = {"kill": (62, 129), "wait4": (61, 260)}
-"""What the judge needs besides, to end the answer's process."""
+CHECKED = {
+    "tgkill": (234, 131), "prlimit64": (302, 261), "ioctl": (16, 29), "fcntl": (72, 25),
+    "kill": (62, 129), "wait4": (61, 260),
+}  # fmt: skip
+"""Calls of which one argument is checked."""
 
-_TGKILL, _PRLIMIT64, _IOCTL, _FCNTL = (234, 131), (302, 261), (16, 29), (72, 25)
 # Whether a file is a terminal, and the flags that Python sets on new files
 _IOCTLS = (0x5401, 0x5421, 0x5450, 0x5451)
 # Copies, flags and locks; not the owner of a file, to whom the kernel sends a signal of choice
@@ -75,26 +77,28 @@ _NR, _ARCH, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 
 
-def install(judge: bool = False) -> None:
+def install(child: int | None = None) -> None:
     """Restrict this process, for ever. It must have given up new privileges.
 
     Args:
-        judge: the process that runs the tests, not the answer.
+        child: a process that it can end and wait for.
 
     Raises:
         OSError: no seccomp filters here.
     """
     here = machine()
-    numbers = {**ALLOWED, **(JUDGE_ALLOWED if judge else {})}
+    children = [] if child is None else [child]
     # A signal to itself (abort), and its own limits.
-    checked = {
-        _TGKILL[here]: (0, [os.getpid()]),
-        _PRLIMIT64[here]: (0, [0]),
-        _IOCTL[here]: (1, _IOCTLS),
-        _FCNTL[here]: (1, _FCNTLS),
-    }
-    plain = [number[here] for number in numbers.values()]
-    load(build(here, [number for number in plain if number is not None], checked))
+    checked: dict[str, tuple[int, Sequence[int]]] = {
+        "tgkill": (0, [os.getpid()]), "prlimit64": (0, [0]), "ioctl": (1, _IOCTLS),
+        "fcntl": (1, _FCNTLS), "kill": (0, children), "wait4": (0, children),
+    }  # fmt: skip
+    plain = [numbers[here] for numbers in ALLOWED.values()]
+    load(build(
+        here,
+        [number for number in plain if number is not None],
+        {CHECKED[name][here]: how for name, how in checked.items()},
+    ))  # fmt: skip
 
 
 def build(

@@ -55,7 +55,7 @@ def main() -> None:
     tests = receive(0)
     verdict = silence()
     keep_files(asks, replies, verdict)
-    one_process(features, judge=True)
+    one_process(features, child)
     send(verdict, receive(replies))
     found = judge(Answer(asks, replies), **tests)
     os.kill(child, signal.SIGKILL)
@@ -94,7 +94,7 @@ def _confine(features: Features, restrict: Callable[[], None], answers: int) -> 
         if features != Features():
             die_with_parent()
         restrict()
-        one_process(features, judge=False)
+        one_process(features)
     except OSError as error:
         said = {"box": str(error)}
     send(answers, said)
