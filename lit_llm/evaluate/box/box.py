@@ -165,7 +165,7 @@ class Box:
         said = watch.messages()
         if not said or "ready" not in said[0]:
             why = said[0]["box"] if said else watch.printed[-500:].decode(errors="replace")
-            raise BoxError(f"the box cannot be set up: {' '.join(why.split())}")
+            raise BoxError(f"the box cannot be set up: {_printable(why)}")
         if watch.reason:
             return Outcome(watch.reason, f"more than its limit of {watch.reason}", watch.seconds)
         if len(said) < 2:
@@ -266,7 +266,7 @@ def probe() -> Features:
             watch.end()
     said = watch.messages()
     if not said:
-        raise BoxError(f"the probe failed: {watch.printed.decode(errors='replace')}")
+        raise BoxError(f"the probe failed: {_printable(watch.printed.decode(errors='replace'))}")
     return Features(**said[0])
 
 

@@ -140,6 +140,12 @@ else:
 """
     assert run(box, "def f(x):\n    raise ValueError('no')", tests).passed
     assert not run(box, "def f(x):\n    raise KeyError('no')", tests).passed
+    own = "class Mine(Exception):\n    pass\ndef f(x):\n    raise Mine('no', f)"
+    assert run(box, own).detail.startswith("AnswerRaised: ('Mine', \"('no', <function f at")
+    decoding = "try:\n    f(1)\nexcept UnicodeDecodeError as error:\n    assert error.start == 0"
+    assert run(box, "def f(x):\n    b'\\xff'.decode()", decoding).passed
+    several = run(box, "def f(x):\n    raise ExceptionGroup('both', [ValueError()])")
+    assert several.detail.startswith("AnswerRaised: ('ExceptionGroup'")
     # An answer that is gone cannot be taken for one that raised.
     swallowing = "try:\n    f(1)\nexcept BaseException:\n    pass"
     assert run(box, "def f(x):\n    raise ValueError", swallowing).passed

@@ -8,7 +8,8 @@ from __future__ import annotations
 import builtins
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, NoReturn
 
 from .values import decode, encode, receive, send
 
@@ -60,15 +61,16 @@ class Answer:
             reply = receive(self.replies)
             if "raised" not in reply:
                 return decode(reply["value"])
-            name, message = reply["raised"]
+            name, arguments = reply["raised"]
+            raised = _exception(str(name), decode(arguments))
         except EOFError:
             self._end("its process ended")
         except Exception as error:
             self._end(f"its process sent no value ({type(error).__name__})")
-        self.raised = _exception(str(name), str(message))
-        raise self.raised
+        self.raised = raised
+        raise raised
 
-    def _end(self, why: str) -> None:
+    def _end(self, why: str) -> NoReturn:
         self.ended = why
         raise AnswerEnded(why) from None
 
@@ -113,11 +115,9 @@ def silence() -> int:
     return verdict
 
 
-def _exception(name: str, message: str) -> Exception:
+def _exception(name: str, arguments: list[Any]) -> Exception:
     kind = getattr(builtins, name, None)
     if isinstance(kind, type) and issubclass(kind, Exception):
-        try:
-            return kind(message)
-        except TypeError:  # UnicodeDecodeError has five arguments
-            pass
-    return AnswerRaised(f"{name}: {message}")
+        with suppress(TypeError):  # not the arguments of this class
+            return kind(*arguments)
+    return AnswerRaised(name, *arguments)

@@ -48,7 +48,11 @@ def _reply(work: Callable[[], Any]) -> dict[str, Any]:
     try:
         return {"value": encode(work())}
     except Exception as error:
-        return {"raised": [type(error).__name__, str(error)[:300]]}
+        try:
+            arguments = encode(list(error.args))
+        except (TypeError, RecursionError):
+            arguments = [str(error)]
+        return {"raised": [type(error).__name__, arguments]}
 
 
 def stdio_of_answer() -> None:
