@@ -17,7 +17,7 @@ import pytest
 from lit_llm.errors import UserError
 from lit_llm.evaluate.box.box import REASONS, Box, BoxError, Outcome, Program, confines, probe
 from lit_llm.evaluate.box.inside.confine import Features, Limits
-from tests.evaluate.box.hostile import HOSTILE, NAMES, RIGHT, TESTS
+from tests.evaluate.box.hostile import HOSTILE, NAMES, RIGHT, SLOW, TESTS
 
 SMALL = Limits(seconds=20.0, memory_bytes=256 << 20, disk_bytes=8 << 20)
 SHORT = replace(SMALL, seconds=1.0)
@@ -62,7 +62,10 @@ def processes_naming(folder: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", list(HOSTILE))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in HOSTILE],
+)
 def test_a_hostile_program_fails_and_leaves_nothing(
     name: str, box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
