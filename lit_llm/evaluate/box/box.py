@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lit_llm.errors import UserError
 from lit_llm.evaluate.box.inside.confine import Features, Limits
@@ -37,6 +37,7 @@ _START = (
     "main()"
 )
 _SETUP_SECONDS = 60.0  # to start two processes on a machine that is busy
+_GRACE_SECONDS = 1.0  # for the judge to end the answer's process itself
 _END_SECONDS = 10.0  # for a process that was killed
 _DISK_EVERY = 0.05  # seconds between two looks at a folder without a size of its own
 _LONGEST = 100_000  # characters of an answer
@@ -231,20 +232,17 @@ class _Watch:
         """Kill the process group, and say whether one of its processes is left."""
         process = self.process
         assert process.stdin and process.stdout and process.stderr
-        # The first process was not waited for yet, so the number of the group is still its own.
+        # The first process was not waited for yet, so its number is still its own.
+        os.kill(process.pid, signal.SIGTERM)
+        _ended(process.stdout, _GRACE_SECONDS)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         process.stdin.close()
         process.stdout.close()
         # The last process of the program holds the other end.
-        end = time.monotonic() + _END_SECONDS
-        with process.stderr, selectors.DefaultSelector() as way:
-            way.register(process.stderr, selectors.EVENT_READ)
-            while time.monotonic() < end:
-                if way.select(1) and not os.read(process.stderr.fileno(), 1 << 16):
-                    return False
-        return True
+        with process.stderr:
+            return not _ended(process.stderr, _END_SECONDS)
 
     def messages(self) -> list[dict[str, Any]]:
         """The whole messages on standard output."""
@@ -289,6 +287,17 @@ def _start(settings: dict[str, Any]) -> subprocess.Popen[bytes]:
         env={},
         start_new_session=True,
     )
+
+
+def _ended(pipe: IO[bytes], seconds: float) -> bool:
+    """Read until nobody holds the other end of a pipe; False if somebody still does then."""
+    end = time.monotonic() + seconds
+    with selectors.DefaultSelector() as way:
+        way.register(pipe, selectors.EVENT_READ)
+        while (left := end - time.monotonic()) > 0:
+            if way.select(left) and not os.read(pipe.fileno(), 1 << 16):
+                return True
+    return False
 
 
 def _message(content: Any) -> bytes:

@@ -323,6 +323,29 @@ def test_the_parent_is_killed_and_nothing_is_left(tmp_path: Path) -> None:
         pass
 
 
+def test_no_process_is_left_to_be_waited_for() -> None:
+    """An orphan would become the child of a process that asks for orphans."""
+    if not confines(FOUND):
+        pytest.skip("the test asks for orphans by a call of Linux")
+    code = (
+        "import os\n"
+        "from lit_llm.evaluate.box.box import *\n"
+        "from lit_llm.evaluate.box.inside.kernel import call\n"
+        "call('prctl', 36, 1, 0, 0, 0)\n"
+        "box = Box(limits=Limits(seconds=1))\n"
+        "for answer in ('while True: pass', 'import os; os._exit(0)', 'x = 1'):\n"
+        "    print(box.run(Program(answer, '', ())).reason)\n"
+        "try:\n"
+        "    print(os.waitpid(-1, os.WNOHANG))\n"
+        "except ChildProcessError:\n"
+        "    print('none')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                          env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+                          )  # fmt: skip
+    assert done.stdout.split() == ["time", "ended", "passed", "none"]
+
+
 def test_numbers_of_system_calls_are_the_kernels() -> None:
     import re
 

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NoReturn
 
 from . import landlock, namespaces, seccomp
 from .confine import (
@@ -51,6 +51,13 @@ def main() -> None:
             run_answer(answer, calls, answers)
         finally:
             os._exit(1)  # whatever the answer had registered to run at the end
+
+    def end_answer(status: int) -> NoReturn:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)  # here, because the first process of a container may never do so
+        os._exit(status)
+
+    signal.signal(signal.SIGTERM, lambda *_: end_answer(1))
     # Read after the fork: no memory of the answer's process ever held it.
     tests = receive(0)
     verdict = silence()
@@ -58,10 +65,8 @@ def main() -> None:
     one_process(features, child)
     send(verdict, receive(replies))
     found = judge(Answer(asks, replies), **tests)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
     send(verdict, found)
-    os._exit(0)
+    end_answer(0)
 
 
 def probe(folder: str) -> Features:
