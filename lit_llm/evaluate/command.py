@@ -9,22 +9,26 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 import lit_llm
 from lit_llm.errors import UserError
 from lit_llm.evaluate.run import load_tasks, metric_rows, one_line, run_task
-from lit_llm.evaluate.tasks import LOCAL_TASKS
+from lit_llm.evaluate.tasks import CODE_TASKS, LOCAL_TASKS
 from lit_llm.io.streams import json_text
 from lit_llm.models.hub.checkpoint import choose_device, load_model
 from lit_llm.models.transformer import Transformer
 from lit_llm.settings.arguments import Parser
 from lit_llm.settings.ranges import Number, Range
 
+if TYPE_CHECKING:
+    from lit_llm.evaluate.box.humaneval import CodeRuns
+
 RANGES: dict[str, Range] = {
     "limit": Range(1, 1e9), "num_fewshot": Range(0, 1e4), "batch_size": Range(1, 1e6),
+    "repeats": Range(1, 1000),
 }  # fmt: skip
 """Ranges of the command's numbers."""
 _MERGED = ("results", "versions", "n-shot", "n-samples", "samples")
@@ -41,8 +45,9 @@ def evaluate_main(args: list[str]) -> None:
     if settings.log_samples and settings.json is None:
         raise UserError("--log_samples needs --json FILE: that is where the samples go")
     device = choose_device(settings.device)
+    code = code_runs(settings.tasks, settings.run_code, settings.repeats)
     # Load the tasks before the model, so that mistakes in their names are reported at once.
-    tasks = load_tasks(settings.tasks, settings.include)
+    tasks = load_tasks(settings.tasks, settings.include, code=code)
 
     from lit_llm.evaluate.harness import HarnessLM
 
@@ -96,6 +101,38 @@ def evaluate_main(args: list[str]) -> None:
         raise UserError("; ".join(failed))
 
 
+def code_runs(names: Sequence[str], run_code: str | None, repeats: int | None) -> CodeRuns | None:
+    """Open the box for the code tasks among ``names``, and print what it consists of.
+
+    Args:
+        names: tasks.
+        run_code: "box", "unsafe" or None, see --run_code.
+        repeats: samples per question.
+
+    Returns:
+        None if no task runs programs.
+
+    Raises:
+        UserError: a code task that was not allowed, a box that this machine does not offer, or
+            ``repeats`` without a code task.
+    """
+    coded = [name for name in names if name in CODE_TASKS]
+    if not coded:
+        for option, given in (("--run_code", run_code), ("--repeats", repeats)):
+            if given is not None:
+                raise UserError(f"{option} is for tasks that run programs: {', '.join(CODE_TASKS)}")
+        return None
+    if run_code is None:
+        raise UserError(f"{coded[0]} runs programs that the model writes: allow it with --run_code")
+
+    from lit_llm.evaluate.box.box import Box
+    from lit_llm.evaluate.box.humaneval import CodeRuns
+
+    box = Box(unsafe=run_code == "unsafe")
+    print(box, file=sys.stderr)
+    return CodeRuns(box, repeats or 1)
+
+
 def weights_fingerprint(model: Transformer) -> str:
     """sha256 (hex) of the model's tensors, ordered by name: names, dtypes, shapes and bytes."""
     digest = hashlib.sha256()
@@ -139,7 +176,8 @@ def _write_json(target: str, content: dict[str, Any]) -> None:
 def _parser() -> Parser:
     parser = Parser(
         prog="lit_llm evaluate",
-        description=f"Run lm-eval tasks on a checkpoint. Without a hub: {', '.join(LOCAL_TASKS)}.",
+        description=f"Run lm-eval tasks on a checkpoint. Without a hub: "
+        f"{', '.join([*LOCAL_TASKS, *CODE_TASKS])}.",
     )
     add = parser.add_argument
     add("checkpoint", help="Hugging Face directory, .gguf file, run folder or .ckpt file")
@@ -185,6 +223,20 @@ def _parser() -> Parser:
         "--json",
         metavar="FILE",
         help="write results, versions and hashes; - prints them instead of the table",
+    )
+    add(
+        "--run_code",
+        nargs="?",
+        const="box",
+        choices=["box", "unsafe"],
+        help="allow tasks that run programs which the model writes, in a box; unsafe: also where "
+        "this machine offers limits alone",
+    )
+    add(
+        "--repeats",
+        type=Number(int, RANGES["repeats"]),
+        metavar="N",
+        help="samples of each program, for pass@1 to pass@N; default: 1, greedy",
     )
     add("--log_samples", action="store_true", help="with --json: also every prompt and answer")
     add(

