@@ -365,13 +365,14 @@ def test_unknown_fields_inside_others(server: Running) -> None:
         "tools": [{**WEATHER, **hint}],
         "tool_choice": {"type": "function", "function": {"name": "weather"}, **hint},
         "stream": True,
-        "stream_options": {"continuous_usage_stats": True},
+        # A null is a key that was sent, so it is named too.
+        "stream_options": {"continuous_usage_stats": True, "vendor": None},
     }
     error_of(server.chat(**body))
     server.service.unknown = "ignore"
     assert set(server.chat(**body).headers["x-ignored"].split(", ")) == {
         "messages.cache_control", "messages.content.cache_control", "tools.cache_control",
-        "tool_choice.cache_control", "stream_options.continuous_usage_stats",
+        "tool_choice.cache_control", "stream_options.continuous_usage_stats", "stream_options.vendor",
     }  # fmt: skip
     assert "hellohello" in server.engine.tokenizer.decode(server.engine.running[-1].request.prompt)
     tool = {"type": "function", "name": "weather", **hint}
