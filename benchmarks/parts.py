@@ -7,6 +7,7 @@ from typing import Any
 
 NONE: dict[str, Any] = {
     "value_embeddings": None, "value_gate_channels": None, "smear_channels": None,
+    "bigram_rows": None, "exclusive_attention": False,
     "embedding_mix": False, "backout_layer": None,
 }  # fmt: skip
 """A model without any of them, whatever its preset says."""
@@ -17,6 +18,8 @@ def parts_of(num_layers: int) -> dict[str, dict[str, Any]]:
     return {
         "value embeddings": {"value_embeddings": list(range(num_layers))},
         "smear": {"smear_channels": 24},
+        "bigrams": {"bigram_rows": 65536},
+        "exclusive attention": {"exclusive_attention": True},
         "embedding mix": {"embedding_mix": True},
         "back-out": {"backout_layer": (num_layers - 1) // 2},
     }

@@ -52,8 +52,8 @@ class KVCache:
         # Zeros instead of uninitialised memory: SDPA's output is NaN even if a NaN is masked.
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros_like(self.keys)
-        # Token ids of the filled positions, for `Smear`: it needs the token before a new one.
-        ids = (batch_size, capacity) if config.smear_channels is not None else (0, 0)
+        # Token ids of the filled positions: some models read the token before a new one.
+        ids = (batch_size, capacity) if config.reads_token_before else (0, 0)
         self.ids_BS = torch.zeros(ids, device=device, dtype=torch.long)
         self.capacity = capacity
         self.length = 0  # filled positions; the model advances it after its last layer
@@ -118,7 +118,7 @@ class Attention(nn.Module):
         assert config.num_kv_heads is not None and config.head_dim is not None
         self.layer, self.head_dim = layer, config.head_dim
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
-        self.window = config.window(layer)
+        self.window, self.exclusive = config.window(layer), config.exclusive_attention
         self.q_proj = nn.Linear(
             config.hidden_size, self.num_heads * self.head_dim, bias=config.attention_bias
         )
@@ -185,6 +185,8 @@ class Attention(nn.Module):
             y_BHTD = self.attend(q_BHTD, k_BKTD, v_BKTD, mask)
         else:
             y_BHTD = cache.attend(self, q_BHTD, k_BKTD, v_BKTD, mask)
+        if self.exclusive:
+            y_BHTD = without_own_value(y_BHTD, v_BKTD)
         return self.o_proj(y_BHTD.transpose(1, 2).reshape(B, T, -1))
 
     def attend(self, q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Mask) -> Tensor:
@@ -257,3 +259,17 @@ class Attention(nn.Module):
         )
         weights_BHTS = scores_BHTS.float().masked_fill(~mask, -torch.inf).softmax(-1)
         return weights_BHTS.to(v_BKSD.dtype) @ v_BKSD
+
+
+def without_own_value(y_BHTD: Tensor, v_BKTD: Tensor) -> Tensor:
+    """Remove from each head's output its component along the token's own value: (B, H, T, D).
+
+    ``v_BKTD`` are the values of the same tokens. This is exclusive self attention,
+    arXiv:2603.09078.
+    """
+    y_BKGTD = y_BHTD.unflatten(1, (v_BKTD.shape[1], -1)).float()
+    v_BKGTD = v_BKTD[:, :, None].float()
+    # A value of zeros has no direction, and nothing is removed.
+    square = v_BKGTD.square().sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    share = (y_BKGTD * v_BKGTD).sum(-1, keepdim=True) / square
+    return (y_BKGTD - share * v_BKGTD).flatten(1, 2).to(y_BHTD.dtype)

@@ -29,6 +29,7 @@ RANGES: dict[str, Range] = {
     "attention_softcap": positive(1e6), "sliding_window": Range(1, 1e9),
     "embedding_scale": _FACTOR, "residual_scale": _FACTOR, "logit_scale": _FACTOR,
     "logit_softcap": positive(1e6), "value_gate_channels": _WIDTH, "smear_channels": _WIDTH,
+    "bigram_rows": Range(1, 1e9),
     "backout_layer": Range(0, 1e4), "bos_token_id": _ID, "eos_token_id": _ID, "pad_token_id": _ID,
 }  # fmt: skip
 """Allowed ranges of the numbers in `TransformerConfig`."""
@@ -188,6 +189,18 @@ class TransformerConfig:
     The embedding of the token before, times a learned number and sigmoid(weight @ channels), is
     added to each embedding (modded-nanogpt, nanochat). The first token of a document has no token
     before. None: no such sum.
+    """
+    bigram_rows: int | None = None
+    """Rows of a table in which each pair of a token and the one before it has a row, by a hash.
+
+    The row, times a learned number, is added to the embedding of the second token
+    (https://github.com/KellerJordan/modded-nanogpt/pull/201). Pairs share rows if there are more
+    pairs than rows. None: no table.
+    """
+    exclusive_attention: bool = False
+    """A token's own value is taken out of what its attention heads return.
+
+    Each head's output loses its component along the token's own value (arXiv:2603.09078).
     """
     embedding_mix: bool = False
     """Each block reads a * stream + b * first embedding; a and b are learned numbers of the layer.
@@ -355,15 +368,20 @@ class TransformerConfig:
         return "global" if self.local_rope_theta is None or self.window(layer) is None else "local"
 
     @property
+    def reads_token_before(self) -> bool:
+        """Whether the embedding of a token depends on the id of the token before it."""
+        return self.smear_channels is not None or self.bigram_rows is not None
+
+    @property
     def mixing_parts(self) -> list[str]:
-        """Names of the fields that look up or mix embeddings, as far as the model has these parts.
+        """Names of the fields of the parts that learn faster, as far as the model has them.
 
         No family of transformers and no architecture of llama.cpp has them.
         """
         neutral = {field.name: field.default for field in dataclasses.fields(self)}
         names = (
-            "value_embeddings", "value_gate_channels", "smear_channels", "embedding_mix",
-            "backout_layer",
+            "value_embeddings", "value_gate_channels", "smear_channels", "bigram_rows",
+            "exclusive_attention", "embedding_mix", "backout_layer",
         )  # fmt: skip
         return [name for name in names if getattr(self, name) != neutral[name]]
 

@@ -1,9 +1,9 @@
-"""Value embeddings: tables of rows that are looked up by token id, for the values of some layers.
+"""Lookup tables beside the embedding: rows for the values of some layers, and rows for pairs.
 
 A row costs memory traffic but no products, so these are the cheapest parameters of a model
 (docs/decisions.md, "What makes a model learn faster").
 
-Shapes: B batch, T positions, E width of a layer's values.
+Shapes: B batch, T positions, C hidden width, E width of a layer's values.
 """
 
 from __future__ import annotations
@@ -42,3 +42,29 @@ class ValueEmbeddings(nn.ModuleDict):
         """
         name = str(layer)
         return self[name](input_ids).to(dtype) if name in self else None
+
+
+class BigramEmbedding(nn.Module):
+    """scale * (row of the pair of a token and the token before it), see the config's `bigram_rows`.
+
+    The table starts with zeros. A token without one before it gets zeros.
+    """
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        assert config.bigram_rows is not None
+        self.table = nn.Embedding(config.bigram_rows, config.hidden_size)
+        self.scale = nn.Parameter(torch.empty(1))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set the rows to 0 and the scale to 0.1, as modded-nanogpt does."""
+        nn.init.zeros_(self.table.weight)
+        self.scale.fill_(0.1)
+
+    def forward(self, input_ids: Tensor, before_BT: Tensor, dtype: torch.dtype) -> Tensor:
+        """(B, T), (B, T) -> (B, T, C) in ``dtype``; ``before_BT`` is -1 if no token is before."""
+        # The hash of modded-nanogpt.
+        rows_BT = (before_BT * 36313 ^ input_ids * 27191) % self.table.num_embeddings
+        found_BTC = self.table(rows_BT) * self.scale
+        return found_BTC.masked_fill((before_BT < 0)[..., None], 0.0).to(dtype)

@@ -58,6 +58,22 @@ def embeddings_before(
     return rows_BTC.masked_fill((index_BT < 0)[..., None], 0.0)
 
 
+def ids_before(
+    ids_BT: Tensor, forest: Forest | None = None, real_BT: Tensor | None = None
+) -> Tensor:
+    """Return for each token the id of the token before it, int64 (B, T); -1 without one.
+
+    Which token is before another is as in `embeddings_before`.
+    """
+    if forest is None:
+        before_BT = F.pad(ids_BT[:, :-1], (1, 0), value=-1)
+        if real_BT is None:
+            return before_BT
+        return before_BT.masked_fill(~F.pad(real_BT[:, :-1], (1, 0)), -1)
+    index_BT = forest.before()
+    return ids_BT.gather(1, index_BT.clamp(min=0)).masked_fill(index_BT < 0, -1)
+
+
 class EmbeddingMix(nn.Module):
     """stream * residual + first embedding * first: two learned numbers of a layer.
 

@@ -22,9 +22,16 @@ from lit_llm.models.head import LMHead
 from lit_llm.models.hub.formats import format_of, write_model
 from lit_llm.models.hub.locate import locate
 from lit_llm.models.kernels.backends import BLOCKS
-from lit_llm.models.lookups import ValueEmbeddings
+from lit_llm.models.lookups import BigramEmbedding, ValueEmbeddings
 from lit_llm.models.masks import Mask, build_masks
-from lit_llm.models.mixing import Backout, EmbeddingMix, HeadGate, Smear, embeddings_before
+from lit_llm.models.mixing import (
+    Backout,
+    EmbeddingMix,
+    HeadGate,
+    Smear,
+    embeddings_before,
+    ids_before,
+)
 from lit_llm.models.mlp import MLP, Experts, MixtureOfExperts
 from lit_llm.models.norm import HeadNorm, RMSNorm, build_norm
 from lit_llm.models.parallel.draws import NoDraws
@@ -87,6 +94,10 @@ class Block(nn.Module):
         return x_BTC if self.scale is None else x_BTC * self.scale
 
 
+# What has initial values of its own, see `Transformer.init_weights`.
+_PARTS = (Smear, EmbeddingMix, Backout, HeadGate, ValueEmbeddings, BigramEmbedding)
+
+
 def _apply(norm: nn.Module | None, x_BTC: Tensor) -> Tensor:
     return x_BTC if norm is None else norm(x_BTC)
 
@@ -121,6 +132,7 @@ class Transformer(nn.Module):
                 build_norm(config, config.hidden_size) if config.embedding_norm else nn.Identity()
             )
             self.smear = Smear(config.smear_channels) if config.smear_channels else None
+            self.bigram = BigramEmbedding(config) if config.bigram_rows else None
             self.value_embeds = ValueEmbeddings(config)
             self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
             self.backout = Backout() if config.backout_layer is not None else None
@@ -149,7 +161,7 @@ class Transformer(nn.Module):
         if not tied:
             nn.init.normal_(self.head.weight, std=0.001)
         for name, module in self.named_modules():
-            if isinstance(module, (Smear, EmbeddingMix, Backout, HeadGate, ValueEmbeddings)):
+            if isinstance(module, _PARTS):
                 module.reset_parameters()
             elif isinstance(module, nn.Linear) and module is not self.head:
                 bound = (3 / module.in_features) ** 0.5
@@ -237,8 +249,8 @@ class Transformer(nn.Module):
         else:
             positions = (padding_mask.long().cumsum(-1) - 1).clamp(min=0)[:, None, past : past + T]
         embedded_ids = input_ids
-        if self.smear is not None and cache is not None:
-            # The first new token needs the embedding of the last cached one.
+        if self.config.reads_token_before and cache is not None:
+            # The first new token needs the last cached one.
             embedded_ids = cache.remember(input_ids)
         again = embedded_ids.shape[1] - T
         x_BTC = self.embed(embedded_ids)
@@ -268,9 +280,13 @@ class Transformer(nn.Module):
         else:
             masks = cache.masks(self.config, backends, input_ids, padding_mask)
         x_BTC = self.embed_norm(x_BTC)
+        real = None if padding_mask is None else padding_mask[:, past - again : past + T]
         if self.smear is not None:
-            real = None if padding_mask is None else padding_mask[:, past - again : past + T]
-            x_BTC = self.smear(x_BTC, embeddings_before(x_BTC, forest, real))[:, again:]
+            x_BTC = self.smear(x_BTC, embeddings_before(x_BTC, forest, real))
+        x_BTC = x_BTC[:, again:]
+        if self.bigram is not None:
+            before_BT = ids_before(embedded_ids, forest, real)[:, again:]
+            x_BTC = x_BTC + self.bigram(input_ids, before_BT, x_BTC.dtype)
         first_BTC = x_BTC if self.config.embedding_mix else None
         middle_BTC = x_BTC
         for i, block in enumerate(self.layers):

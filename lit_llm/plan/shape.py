@@ -164,4 +164,5 @@ def _mixing_width(config: TransformerConfig) -> float:
     gated = len(config.value_embeddings or []) if config.value_gate_channels is not None else 0
     streams = config.num_layers + 1 if config.embedding_mix else 0
     streams += 2 if config.smear_channels is not None else 0
+    streams += 2 if config.bigram_rows is not None else 0  # the rows, and the rows times the scale
     return gated * config.num_kv_heads * config.head_dim + streams * config.hidden_size

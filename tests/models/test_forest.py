@@ -44,6 +44,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "value_embeddings": [1],
         "value_gate_channels": 4,
         "smear_channels": 6,
+        "bigram_rows": 50,
+        "exclusive_attention": True,
         "embedding_mix": True,
         "backout_layer": 0,
     },

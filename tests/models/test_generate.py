@@ -136,6 +136,7 @@ def test_stream_equals_generate(model: Transformer, how: dict) -> None:
 
 MIXED = {
     "embedding_norm": True, "value_embeddings": [1], "smear_channels": 8, "embedding_mix": True,
+    "bigram_rows": 50, "exclusive_attention": True,
     "backout_layer": 0,
 }  # fmt: skip
 

@@ -31,7 +31,8 @@ SHAPE: dict[str, Any] = {
 MIXED: dict[str, Any] = {
     "embedding_norm": True, "norm_weight": False, "mlp": "relu2", "qk_norm": "after_rope",
     "logit_softcap": 15.0, "value_embeddings": [0, 2], "value_gate_channels": 12,
-    "smear_channels": 24, "embedding_mix": True, "backout_layer": 1,
+    "smear_channels": 24, "embedding_mix": True, "backout_layer": 1, "bigram_rows": 40,
+    "exclusive_attention": True,
 }  # fmt: skip
 MODELS: dict[str, dict[str, Any]] = {
     "all parts": MIXED,
@@ -43,7 +44,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "scales and tied": {
         "tie_embeddings": True, "norm_offset": True, "post_norm": True, "qk_norm": "before_rope",
         "mlp": "geglu", "embedding_scale": 5.0, "residual_scale": 0.5, "logit_scale": 0.25,
-        "smear_channels": 8,
+        "bigram_rows": 100,
     },
 }  # fmt: skip
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9]]
@@ -173,7 +174,8 @@ def test_who_reads_a_directory() -> None:
 
 def test_gguf_names_the_parts_that_it_cannot_express() -> None:
     with pytest.raises(UserError, match=r"llama\.cpp has no value_embeddings, value_gate_channels, "
-                       "smear_channels, embedding_mix, backout_layer; export"):  # fmt: skip
+                       "smear_channels, bigram_rows, exclusive_attention, embedding_mix, "
+                       "backout_layer; export"):  # fmt: skip
         gguf_arch_of(TransformerConfig(**SHAPE, **MIXED))
     with pytest.raises(UserError, match=r"llama\.cpp has no smear_channels; export"):
         gguf_arch_of(TransformerConfig(**SHAPE, smear_channels=8))

@@ -19,6 +19,7 @@ from lit_llm.plan.shape import shape_of, typical_shape
 
 MIXED = {
     "value_embeddings": [1, 3], "value_gate_channels": 12, "smear_channels": 24,
+    "bigram_rows": 8192, "exclusive_attention": True,
     "embedding_mix": True, "backout_layer": 2,
 }  # fmt: skip
 # Few layers and small batches: the time goes with their operators. The others take up to a minute.

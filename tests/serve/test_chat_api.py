@@ -372,7 +372,8 @@ def test_unknown_fields_inside_others(server: Running) -> None:
     server.service.unknown = "ignore"
     assert set(server.chat(**body).headers["x-ignored"].split(", ")) == {
         "messages.cache_control", "messages.content.cache_control", "tools.cache_control",
-        "tool_choice.cache_control", "stream_options.continuous_usage_stats", "stream_options.vendor",
+        "tool_choice.cache_control", "stream_options.continuous_usage_stats",
+        "stream_options.vendor",
     }  # fmt: skip
     assert "hellohello" in server.engine.tokenizer.decode(server.engine.running[-1].request.prompt)
     tool = {"type": "function", "name": "weather", **hint}

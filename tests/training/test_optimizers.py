@@ -102,6 +102,7 @@ def test_momentum_is_nesterov() -> None:
 MIXED = {
     "embedding_norm": True, "norm_weight": False, "value_embeddings": [1],
     "value_gate_channels": 12, "smear_channels": 24, "embedding_mix": True, "backout_layer": 0,
+    "bigram_rows": 64, "exclusive_attention": True,
 }  # fmt: skip
 
 
@@ -148,10 +149,10 @@ def test_lookups_are_embeddings_and_mixing_factors_are_vectors() -> None:
     groups = {group["name"]: group for group in parameter_groups(model, "muon_adamw", 0.02, 0.0)}
     rates = {"matrices": 0.02, "lookups": 0.6, "head": 0.008, "vectors": 0.01}
     assert {name: group["lr"] for name, group in groups.items()} == pytest.approx(rates)
-    assert {p.shape for p in groups["lookups"]["params"]} == {(4096, 192)}
-    assert len(groups["lookups"]["params"]) == 2
-    # Smear's gate and scale, each layer's two factors, the scale of the back-out.
-    assert sorted(p.numel() for p in groups["vectors"]["params"]) == [1] * 6 + [24]
+    tables = [(64, 192), (4096, 192), (4096, 192)]
+    assert sorted(p.shape for p in groups["lookups"]["params"]) == tables
+    # Smear's gate and scale, each layer's two factors, the scales of bigrams and back-out.
+    assert sorted(p.numel() for p in groups["vectors"]["params"]) == [1] * 7 + [24]
     assert any(p.shape == (6, 12) for p in groups["matrices"]["params"])  # the value gate
 
 

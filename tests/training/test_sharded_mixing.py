@@ -24,6 +24,7 @@ CONFIG = TransformerConfig(
     vocab_size=37, hidden_size=32, num_layers=3, num_heads=4, num_kv_heads=2, max_seq_len=16,
     embedding_norm=True, qk_norm="after_rope", norm_weight=False, value_embeddings=[0, 2],
     value_gate_channels=12, smear_channels=24, embedding_mix=True, backout_layer=1,
+    bigram_rows=30, exclusive_attention=True,
 )  # fmt: skip
 STEPS = 4
 

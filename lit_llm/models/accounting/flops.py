@@ -49,8 +49,10 @@ def idle_parameters(config: TransformerConfig) -> int:
 
 
 def lookup_parameters(config: TransformerConfig) -> int:
-    """Number of weights in value embeddings, of which a token reads one row per table."""
-    return sum(p.numel() for p in meta_transformer(config).value_embeds.parameters())
+    """Number of weights in the tables of `lookups`, of which a token reads one row per table."""
+    model = meta_transformer(config)
+    tables = [*model.value_embeds.values(), *([model.bigram.table] if model.bigram else [])]
+    return sum(p.numel() for table in tables for p in table.parameters())
 
 
 def attention_flops_per_token(config: TransformerConfig, seq_len: int) -> float:

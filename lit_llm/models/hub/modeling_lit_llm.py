@@ -89,6 +89,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(t["hidden_size"], keys, bias=t["attention_bias"])
         self.o_proj = nn.Linear(queries, t["hidden_size"], bias=t["attention_output_bias"])
         self.scale, self.qk_norm = t["attention_scale"], t["qk_norm"]
+        self.exclusive = t["exclusive_attention"]
         if self.qk_norm != "none":
             self.q_norm, self.k_norm = RMSNorm(t, self.head_dim), RMSNorm(t, self.head_dim)
         self.value_gate = None
@@ -117,11 +118,17 @@ class Attention(nn.Module):
             q, k = rotate(q, *rope), rotate(k, *rope)
         if self.qk_norm == "after_rope":
             q, k = self.q_norm(q), self.k_norm(k)
+        times = self.num_heads // self.num_kv_heads
+        own = v.repeat_interleave(times, 1).float()
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
-        times = self.num_heads // self.num_kv_heads
         k, v = k.repeat_interleave(times, 1), v.repeat_interleave(times, 1)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
+        if self.exclusive:
+            # Without the component along the token's own value (arXiv:2603.09078).
+            square = own.square().sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+            share = (y.float() * own).sum(-1, keepdim=True) / square
+            y = (y.float() - share * own).to(y.dtype)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -202,6 +209,19 @@ class Smear(nn.Module):
         return x + gate * before
 
 
+class Bigram(nn.Module):
+    """A row of a table for each pair of a token and the one before it; pairs share rows."""
+
+    def __init__(self, t: dict) -> None:
+        super().__init__()
+        self.table = nn.Embedding(t["bigram_rows"], t["hidden_size"])
+        self.scale = nn.Parameter(torch.zeros(1))
+
+    def forward(self, ids: Tensor, before: Tensor, dtype: torch.dtype) -> Tensor:
+        found = self.table((before * 36313 ^ ids * 27191) % self.table.num_embeddings)
+        return (found * self.scale).masked_fill((before < 0)[..., None], 0.0).to(dtype)
+
+
 class Backout(nn.Module):
     """The share of a middle layer's output that is subtracted at the end."""
 
@@ -225,6 +245,7 @@ class LitLLMForCausalLM(PreTrainedModel, GenerationMixin):
         norm = t["embedding_norm"]
         self.embed_norm = RMSNorm(t, t["hidden_size"]) if norm else nn.Identity()
         self.smear = None if t["smear_channels"] is None else Smear(t["smear_channels"])
+        self.bigram = None if t["bigram_rows"] is None else Bigram(t)
         width = t["num_kv_heads"] * t["head_dim"]
         self.value_embeds = nn.ModuleDict(
             {str(i): nn.Embedding(t["vocab_size"], width) for i in t["value_embeddings"] or []}
@@ -274,8 +295,13 @@ class LitLLMForCausalLM(PreTrainedModel, GenerationMixin):
             if real is not None:
                 position_ids = (real.long().cumsum(-1) - 1).clamp(min=0)[:, past:]
         x = self.embed_norm(self._embed(input_ids))
-        if self.smear is not None:
-            x = self.smear(x, self._before(x, input_ids, real, past, cache))
+        if self.smear is not None or self.bigram is not None:
+            before = self._before(input_ids, real, past, cache)
+            if self.smear is not None:
+                rows = self.embed_norm(self._embed(before.clamp(min=0)))
+                x = self.smear(x, rows.masked_fill((before < 0)[..., None], 0.0))
+            if self.bigram is not None:
+                x = x + self.bigram(input_ids, before, x.dtype)
         first = middle = x
         rope = self._rope(position_ids, x.dtype)
         windows = [self._window(i) for i in range(len(self.layers))]
@@ -307,24 +333,25 @@ class LitLLMForCausalLM(PreTrainedModel, GenerationMixin):
         return x if scale is None else x * torch.tensor(scale, dtype=x.dtype, device="cpu").item()
 
     def _before(
-        self, x: Tensor, input_ids: Tensor, real: Tensor | None, past: int, cache: Cache | None
+        self, input_ids: Tensor, real: Tensor | None, past: int, cache: Cache | None
     ) -> Tensor:
-        """Embedding of the token before each token, (B, T, C); zeros at the start of a text.
+        """Id of the token before each token, (B, T); -1 at the start of a text.
 
         The ids are kept in one more layer of the cache, so that beam search and cropping treat them
         as keys.
         """
-        before = F.pad(x[:, :-1], (0, 0, 1, 0))
+        before = F.pad(input_ids[:, :-1], (1, 0), value=-1)
         if cache is not None:
             if len(cache.layers) == len(self.layers):
                 cache.layers.append(DynamicLayer())
             ids = input_ids[:, None, :, None]
             known, _ = cache.update(ids, ids, len(self.layers))
             if past:
-                last = self.embed_norm(self._embed(known[:, 0, past - 1 : past, 0]))
-                before = torch.cat((last, before[:, 1:]), dim=1)
+                before[:, 0] = known[:, 0, past - 1, 0]
         if real is not None:
-            before = before * F.pad(real, (1, 0))[:, past : past + x.shape[1], None]
+            before = before.masked_fill(
+                ~F.pad(real, (1, 0))[:, past : past + input_ids.shape[1]], -1
+            )
         return before
 
     def _window(self, layer: int) -> int | None:

@@ -100,7 +100,8 @@ def parallelize(
     if compile:
         model.lm_head.compile(dynamic=False)
     if mesh is not None:
-        shard(model, [*model.layers, *model.value_embeds.values()], mesh[DATA], dtype)
+        tables = [*model.value_embeds.values(), *([model.bigram] if model.bigram else [])]
+        shard(model, [*model.layers, *tables], mesh[DATA], dtype)
         for entry in ("loss", "token_losses"):  # training calls these instead of forward
             register_fsdp_forward_method(model, entry)
         if model.embed.weight.is_meta:
