@@ -58,7 +58,7 @@ def load_tasks(
 
     from lm_eval.tasks import TaskManager
 
-    with _isolated():
+    with isolated():
         manager = TaskManager(include_defaults=False, include_path=folders)
         if not set(names) <= set(manager.all_tasks):
             # Loaded only if needed: the index of lm-eval's own tasks takes ten seconds.
@@ -111,7 +111,7 @@ def run_task(
     """
     from lm_eval.evaluator import evaluate
 
-    with _isolated():
+    with isolated():
         for task in loaded["tasks"].values():
             if num_fewshot is not None and task.get_config("num_fewshot") != 0:
                 task.set_config("num_fewshot", num_fewshot)
@@ -175,7 +175,7 @@ def _folder(path: Path) -> Path:
 
 
 @contextmanager
-def _isolated() -> Iterator[None]:
+def isolated() -> Iterator[None]:
     """Keep side effects of lm-eval inside: seeds, progress bars of every rank, output on stdout."""
     states = random.getstate(), np.random.get_state(), os.environ.get("DISABLE_MULTIPROC")
     logger = logging.getLogger("lm_eval")
