@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from lit_llm.errors import UserError
 from lit_llm.evaluate.results.clusters import cluster_of
 from lit_llm.evaluate.results.fingerprints import prompt_fingerprint
 from lit_llm.models.tokenizer import Tokenizer
@@ -65,11 +66,13 @@ def items_table(
         cluster_by: see `cluster_of`.
 
     Raises:
-        UserError: a document has no field ``cluster_by``.
+        UserError: a document has no field ``cluster_by``, or there are no items.
     """
     rows: list[dict[str, Any]] = []
     for name, samples in results["samples"].items():
         rows += _rows(name, tasks[name], samples, tokenizer, cluster_by)
+    if not rows:
+        raise UserError("has no items")
     scores = sorted({key for row in rows for key in row if key.startswith(("score.", "weight."))})
     schema = pa.schema([*FIELDS, *((name, pa.float64()) for name in scores)])
     return pa.Table.from_pylist(rows, schema=schema)

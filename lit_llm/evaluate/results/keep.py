@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from lit_llm.errors import UserError
 from lit_llm.evaluate.results.fingerprints import (
     settings_fingerprint,
     task_fingerprint,
@@ -105,8 +104,6 @@ class Keeper:
         """
         rows, tasks = metric_rows(results), self.loaded[name]["tasks"]
         items = items_table(results, tasks, self.tokenizer, self.settings.cluster_by)
-        if not items.num_rows:
-            raise UserError("has no items")
         better = results.get("higher_is_better", {})
         found = {
             task: {
