@@ -61,6 +61,10 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
         _function("lit_llm.evaluate.command", "evaluate_main"),
         "lm-eval tasks on a checkpoint",
     ),
+    "compare": (
+        _function("lit_llm.evaluate.compare.command", "compare_main"),
+        "which evaluation is better, by how much, how sure that is",
+    ),
     "chat": (_function("lit_llm.terminal.chat", "chat_main"), "talk to a model in the terminal"),
     "generate": (_function("lit_llm.terminal.completion", "generate_main"), "continue prompts"),
     "serve": (
@@ -108,6 +112,9 @@ def main(argv: list[str] | None = None) -> int:
     The status is 0 for success, 2 for a user's mistake (reported in one line), 130 for Ctrl-C, 75
     for a training run that SIGTERM ended, 1 for a process that lost another process of its run, and
     141 (the shell's number for SIGPIPE) if nobody reads the output any more.
+
+    Raises:
+        SystemExit: with the status 1, if a gate of ``compare`` failed.
     """
     if argv is None:
         start_again_in_utf8()

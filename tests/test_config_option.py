@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[list[str], str, Any, Any, str, str]] = {
     "tokenizer inspect": (["x"], "sample_mb", 3.0, 4.0, "sample_m", "sample_mb"),
     "plan": ([], "gpus", 3, 4, "gpuss", "gpus"),
     "evaluate": (["x", "--tasks", "y"], "limit", 3, 4, "limt", "limit"),
+    "compare": (["x"], "margin", 0.02, 0.03, "margn", "margin"),
     "chat": (["x"], "top_k", 3, 4, "top_kk", "top_k"),
     "generate": (["x"], "top_k", 3, 4, "top_kk", "top_k"),
     "serve": (["x"], "port", 3, 4, "prt", "port"),

@@ -24,8 +24,8 @@ from lit_llm.settings.arguments import Parser
 from lit_llm.settings.ranges import SAMPLING, Number, Range
 
 TABLE = Path(__file__).parents[1] / "docs" / "numbers.md"
-COMMANDS = ("plan", "evaluate", "chat", "generate", "serve", "serve keys create",
-            "serve keys limit", "import", "export", "merge", "inspect",
+COMMANDS = ("plan", "evaluate", "compare", "chat", "generate", "serve",
+            "serve keys create", "serve keys limit", "import", "export", "merge", "inspect",
             "report", "launch", "tokenizer train", "tokenizer inspect", "corpus remove",
             "corpus explain")  # fmt: skip
 # Their constructors check, so Python and YAML get the same answer.

@@ -15,6 +15,8 @@ import torch
 
 import lit_llm
 from lit_llm.errors import UserError
+from lit_llm.evaluate.results.aligned import aligned
+from lit_llm.evaluate.results.keep import Keeper
 from lit_llm.evaluate.run import load_tasks, metric_rows, one_line, run_task
 from lit_llm.evaluate.tasks import CODE_TASKS, LOCAL_TASKS
 from lit_llm.io.streams import json_text
@@ -38,12 +40,10 @@ def evaluate_main(args: list[str]) -> None:
     """Parse ``args``, run the tasks, and print a table or JSON.
 
     Raises:
-        UserError: a wrong argument, or a task, checkpoint or device that does not exist; a task
-            that failed, after the results of the others.
+        UserError: a wrong argument, or a task, checkpoint or device that does not exist; a --name
+            with other results; a task that failed, after the results of the others.
     """
     settings = _parser().parse_args(args)
-    if settings.log_samples and settings.json is None:
-        raise UserError("--log_samples needs --json FILE: that is where the samples go")
     device = choose_device(settings.device)
     code = code_runs(settings.tasks, settings.run_code, settings.repeats)
     # Load the tasks before the model, so that mistakes in their names are reported at once.
@@ -54,10 +54,21 @@ def evaluate_main(args: list[str]) -> None:
     model, tokenizer = load_model(settings.checkpoint, adapter=settings.adapter)
     fingerprint = weights_fingerprint(model)
     lm = HarnessLM(model.to(device), tokenizer, batch_size=settings.batch_size, progress=True)
+    versions = {
+        "lit_llm": lit_llm.__version__,
+        **{name: version(name) for name in ("lm_eval", "torch")},
+    }
+    keeper = Keeper(settings, model, tokenizer, tasks, fingerprint, versions)
     found: dict[str, dict[str, Any]] = {key: {} for key in _MERGED}
-    rows, failed = [], []
+    rows, failed, reused = [], [], []
     for name, task in tasks.items():
         results: dict[str, Any] | None = None
+        if (kept := keeper.kept(name)) is not None and not settings.log_samples:
+            reused.append(name)
+            rows += kept["rows"]
+            for key in _MERGED:
+                found[key] |= kept["lm_eval"].get(key, {})
+            continue
         try:
             results = run_task(
                 lm,
@@ -65,8 +76,9 @@ def evaluate_main(args: list[str]) -> None:
                 limit=settings.limit,
                 num_fewshot=settings.num_fewshot,
                 apply_chat_template=settings.apply_chat_template,
-                log_samples=settings.log_samples,
+                log_samples=True,
             )
+            keeper.keep(name, results)
         # A task runs foreign code. The results of the others took long.
         except Exception as error:
             said = str(error) if isinstance(error, UserError) else one_line(error)
@@ -80,6 +92,14 @@ def evaluate_main(args: list[str]) -> None:
             found[key] |= results.get(key, {})
     if not rows and failed:
         raise UserError("; ".join(failed))
+    if reused:
+        print(
+            f"{', '.join(reused)}: reused from {keeper.evaluation.folder}, where the same model "
+            "and settings were measured",
+            file=sys.stderr,
+        )
+    if settings.log_samples:
+        keeper.write_samples(found["samples"])
     if settings.json is not None:
         _write_json(settings.json, {
             "checkpoint": str(settings.checkpoint),
@@ -87,8 +107,7 @@ def evaluate_main(args: list[str]) -> None:
             "weights_sha256": fingerprint,
             "tokenizer_sha256": tokenizer.fingerprint(),
             "command": shlex.join(["lit_llm", "evaluate", *args]),
-            "package_versions": {"lit_llm": lit_llm.__version__,
-                                 **{name: version(name) for name in ("lm_eval", "torch")}},
+            "package_versions": versions,
             "device": str(device),
             "metrics": rows,
             **{key: found[key] for key in _MERGED if key != "samples" or settings.log_samples},
@@ -97,6 +116,7 @@ def evaluate_main(args: list[str]) -> None:
         print(table(rows))
         if settings.json is not None:
             print(f"wrote {settings.json}")
+        print(f"results and items: {keeper.evaluation.folder}")
     if failed:
         raise UserError("; ".join(failed))
 
@@ -151,13 +171,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         cells.append(
             [row["task"], row["metric"], f"{row['value']:.4f}", stderr, str(row["n"] or "")]
         )
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for cell in cells:
-        left = [text.ljust(width) for text, width in zip(cell[:2], widths[:2], strict=True)]
-        right = [text.rjust(width) for text, width in zip(cell[2:], widths[2:], strict=True)]
-        lines.append("  ".join(left + right).rstrip())
-    return "\n".join(lines)
+    return aligned(cells, left=2)
 
 
 def _write_json(target: str, content: dict[str, Any]) -> None:
@@ -238,7 +252,27 @@ def _parser() -> Parser:
         metavar="N",
         help="samples of each program, for pass@1 to pass@N; default: 1, greedy",
     )
-    add("--log_samples", action="store_true", help="with --json: also every prompt and answer")
+        "--name",
+        metavar="NAME",
+        help="folder of the results; default: the run's name, with a number if it is taken",
+    )
+    add(
+        "--output",
+        type=Path,
+        default=Path("evaluations"),
+        metavar="DIR",
+        help="folder of all results",
+    )
+    add(
+        "--cluster_by",
+        metavar="FIELD",
+        help="field of the documents that items which depend on each other share, such as passage",
+    )
+    add(
+        "--log_samples",
+        action="store_true",
+        help="also write every prompt and answer, in lm-eval's form; into --json FILE too",
+    )
     add(
         "--device",
         default="auto",

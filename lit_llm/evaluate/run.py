@@ -66,7 +66,7 @@ def load_tasks(
 
     from lm_eval.tasks import TaskManager
 
-    with _isolated():
+    with isolated():
         manager = TaskManager(include_defaults=False, include_path=folders)
         known = {*CODE_TASKS, *manager.all_tasks}
         if not set(names) <= known:
@@ -137,7 +137,7 @@ def run_task(
     """
     from lm_eval.evaluator import evaluate
 
-    with _isolated():
+    with isolated():
         for task in loaded["tasks"].values():
             if num_fewshot is not None and task.get_config("num_fewshot") != 0:
                 task.set_config("num_fewshot", num_fewshot)
@@ -201,7 +201,7 @@ def _folder(path: Path) -> Path:
 
 
 @contextmanager
-def _isolated() -> Iterator[None]:
+def isolated() -> Iterator[None]:
     """Keep side effects of lm-eval inside: seeds, progress bars of every rank, output on stdout."""
     states = random.getstate(), np.random.get_state(), os.environ.get("DISABLE_MULTIPROC")
     logger = logging.getLogger("lm_eval")

@@ -35,7 +35,10 @@ class Smear(nn.Module):
     def forward(self, x_BTC: Tensor, before_BTC: Tensor) -> Tensor:
         """(B, T, C), (B, T, C) -> (B, T, C). ``before_BTC`` is zero where no token is before."""
         weight, scale = self.weight.to(x_BTC.dtype), self.scale.to(x_BTC.dtype)
-        gate_BT1 = scale * torch.sigmoid(x_BTC[..., : len(weight)] @ weight)[..., None]
+        # A sum for each token, not a matrix product: the bits of a product depend on the number of
+        # tokens, and the engine's answers must not.
+        read_BTG = x_BTC[..., : len(weight)].float() * weight.float()
+        gate_BT1 = scale * torch.sigmoid(read_BTG.sum(-1, keepdim=True)).to(x_BTC.dtype)
         return x_BTC + gate_BT1 * before_BTC
 
 

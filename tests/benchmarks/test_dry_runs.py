@@ -22,6 +22,7 @@ PEERS = ("transformers", "litgpt", "nanochat")
         ("engine.py", "3 sequences  transformers generate"),
         pytest.param("ablation.py", "without back-out", marks=pytest.mark.slow),
         ("chat_templates.py", "10 of 10 templates pass"),
+        ("compare_calibration.py", "twelve_tasks_any_false_claim"),
         pytest.param("load.py", "peak memory ratio", marks=pytest.mark.slow),
         pytest.param("cpu_step.py", "floor", marks=pytest.mark.slow),
         pytest.param("busy.py", "1 busy, ours, libgomp's waiting", marks=pytest.mark.slow),

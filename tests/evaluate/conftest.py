@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import lm_eval.tasks
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
@@ -47,3 +48,18 @@ def tokenizer(exported: Path) -> Tokenizer:
 @pytest.fixture(scope="session")
 def hf(exported: Path) -> HFLM:
     return HFLM(pretrained=str(exported), device="cpu", batch_size=4)
+
+
+@pytest.fixture
+def no_default_tasks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """lm-eval's own index, which takes ten seconds to read, is empty; the list says what was asked
+    for."""
+    asked = []
+    real = lm_eval.tasks.TaskManager
+
+    def manager(include_defaults: bool, include_path: list[Path]) -> lm_eval.tasks.TaskManager:
+        asked.append(include_defaults)
+        return real(include_defaults=False, include_path=include_path)
+
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", manager)
+    return asked

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from lit_llm import (
 )
 from lit_llm.evaluate.forgetting.divergence import KEPT, divergence, likeliest
 from lit_llm.evaluate.forgetting.paired import paired_change
+from lit_llm.evaluate.statistics.right_wrong import RightWrong
 
 SHAPE = {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "max_seq_len": 96}
 
@@ -94,19 +94,16 @@ def numbered(scores: list[float]) -> dict[str, float]:
     return {str(place): score for place, score in enumerate(scores)}
 
 
-def test_the_interval_is_that_of_agresti_and_min() -> None:
-    """In their notation: b items were won, c were lost, of n; half an item is added to each."""
-    n, b, c = 40, 2, 7
-    before = numbered([0] * b + [1] * c + [1] * 20 + [0] * 11)
-    after = numbered([1] * b + [0] * c + [1] * 20 + [0] * 11)
+def test_the_change_is_that_of_the_paired_test() -> None:
+    before = numbered([0] * 2 + [1] * 7 + [1] * 20 + [0] * 11)
+    after = numbered([1] * 2 + [0] * 7 + [1] * 20 + [0] * 11)
     found = paired_change(before, after)
-    b_, c_, n_ = b + 0.5, c + 0.5, n + 2
-    half = 1.96 * math.sqrt(b_ + c_ - (b_ - c_) ** 2 / n_) / n_
-    assert found.change == pytest.approx((b - c) / n) and found.n == n
-    assert found.low == pytest.approx((b_ - c_) / n_ - half)
-    assert found.high == pytest.approx((b_ - c_) / n_ + half)
+    assert found.change == pytest.approx(-5 / 40) and found.n == 40
+    assert (found.low, found.high) == RightWrong(2, 7, 40).interval()
     same = paired_change(before, before)
     assert same.change == 0 and -0.1 < same.low < 0 < same.high < 0.1
+    half = paired_change(numbered([0.5] * 30), numbered([0.5] * 30))
+    assert half.change == 0 and half.low < -0.05 and half.high > 0.05
 
 
 def test_the_interval_covers_the_truth() -> None:
@@ -120,12 +117,12 @@ def test_the_interval_covers_the_truth() -> None:
     assert 0.93 < covered / times < 0.99
 
 
-def test_scores_beyond_one_have_the_plain_interval() -> None:
+def test_scores_beyond_one_have_the_interval_of_their_spread() -> None:
     before, after = [1.0, 5.0, 9.0, 4.0], [2.0, 5.0, 12.0, 4.0]
     difference = np.subtract(after, before)
     found = paired_change(numbered(before), numbered(after))
-    half = 1.96 * difference.std() / 2
-    assert (found.low, found.high) == pytest.approx((1 - half, 1 + half))
+    half = 3.1824 * difference.std(ddof=1) / 2  # t of three degrees of freedom
+    assert (found.low, found.high) == pytest.approx((1 - half, 1 + half), rel=1e-4)
 
 
 # ---- the divergence ------------------------------------------------------------------------------

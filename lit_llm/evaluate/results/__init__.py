@@ -1,0 +1,1 @@
+"""What an evaluation leaves on disk: results, single items, and the history of a model."""

@@ -1,0 +1,1 @@
+"""Differences between models on the same items: tests, intervals, power."""
