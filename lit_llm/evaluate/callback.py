@@ -113,9 +113,9 @@ class LMEvalCallback(L.Callback):
                         f"LMEvalCallback: step {step}: {name} failed, training continues: "
                         f"{one_line(error)}"
                     )
-                if (said := lm.told_of_cut()) and name not in self._told:
+                if (said := lm.told()) and name not in self._told:
                     self._told.add(name)
-                    rank_zero_info(f"LMEvalCallback: {name}: {said}")
+                    rank_zero_info(f"LMEvalCallback: {name}: {'; '.join(said)}")
         values = {f"eval/{row['task']}/{row['metric']}": row["value"] for row in rows}
         set_values(trainer, values)
         if not rows or not trainer.is_global_zero:

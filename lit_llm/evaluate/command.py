@@ -66,7 +66,7 @@ def evaluate_main(args: list[str]) -> None:
         except Exception as error:
             said = str(error) if isinstance(error, UserError) else one_line(error)
             failed.append(f"task {name}: {said}")
-        if told := lm.told_of_cut():
+        for told in lm.told():
             print(f"{name}: {told}", file=sys.stderr)
         if results is None:
             continue

@@ -1,4 +1,8 @@
-"""Text generation for lm-eval: stop strings, one seed per request, ranks in lockstep."""
+"""Settings of lm-eval's generation, and a generation loop for ranks in lockstep.
+
+The loop serves models whose weights are divided among ranks, and models under autocast. All others
+are served by the engine (`lit_llm.evaluate.engine_answers`).
+"""
 
 from __future__ import annotations
 
@@ -149,9 +153,7 @@ def decode(
     device = step_input.device
     empty_step = step_input[:1, :1]
     pick = _picker(how.sampling, seeds, prompts, model.config.vocab_size, device)
-    stops = stop_ids | {
-        tokenizer.control_tokens[text] for text in how.until if text in tokenizer.control_tokens
-    }
+    stops = stop_tokens(tokenizer, how, stop_ids)
 
     written: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))
@@ -174,10 +176,21 @@ def decode(
             text = tokenizer.decode(written[row], skip_special_tokens=True)
             if len(written[row]) == how.max_new_tokens or any(stop in text for stop in how.until):
                 going.remove(row)
-    answers = [tokenizer.decode(row, skip_special_tokens=True) for row in written]
+    return [cut_text(tokenizer, row, how) for row in written]
+
+
+def stop_tokens(tokenizer: Tokenizer, how: Decoding, stop_ids: set[int]) -> set[int]:
+    """``stop_ids``, and the control tokens among the stop strings."""
+    control = tokenizer.control_tokens
+    return stop_ids | {control[text] for text in how.until if text in control}
+
+
+def cut_text(tokenizer: Tokenizer, ids: list[int], how: Decoding) -> str:
+    """The text of an answer before its first stop string."""
+    text = tokenizer.decode(ids, skip_special_tokens=True)
     for stop in how.until:
-        answers = [answer.split(stop)[0] for answer in answers]
-    return answers
+        text = text.split(stop)[0]
+    return text
 
 
 def _picker(

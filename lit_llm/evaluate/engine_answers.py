@@ -1,0 +1,138 @@
+"""Answers of lm-eval's generation tasks by the engine that serves (`lit_llm.models.engine`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TextIO
+
+from lit_llm.evaluate.decode import Decoding, cut_text, stop_tokens
+from lit_llm.evaluate.measuring import measuring
+from lit_llm.evaluate.scoring.budget import free_share
+from lit_llm.evaluate.scoring.sharing import gather, progress, ranks
+from lit_llm.models.engine.budget import token_budgets
+from lit_llm.models.engine.core import Engine
+from lit_llm.models.engine.requests import (
+    Event,
+    Finished,
+    GenerationRequest,
+    OnEvent,
+    SamplingSettings,
+)
+from lit_llm.models.engine.sequence import Sequence as Running
+from lit_llm.models.tokenizer import Tokenizer
+from lit_llm.models.transformer import Transformer
+
+_RUNNING = 64
+"""Answers that are computed at the same time, unless the caller says another number."""
+_MARGIN = 8
+"""Tokens that a stop string is looked for in beyond its own bytes."""
+
+
+class Prompt(NamedTuple):
+    """One answer to write: token ids, settings, and what its random numbers depend on."""
+
+    ids: list[int]
+    how: Decoding
+    seed: int
+    choice: int
+
+
+def engine_answers(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    stop_ids: set[int],
+    *,
+    pack: bool,
+    max_running: int | None = None,
+    bar_stream: TextIO | None = None,
+) -> list[str]:
+    """Answer each prompt, up to its first stop string or stop token.
+
+    Ranks share the prompts, each gets all answers, and all must call it together. Prompts with a
+    common beginning compute it once; so do several samples of one prompt, which go to one rank.
+
+    Args:
+        model: with whole weights on every rank.
+        tokenizer: its tokenizer.
+        prompts: what to answer, the same on every rank.
+        stop_ids: tokens that end an answer.
+        pack: whether the model may be changed for speed, see `Engine`.
+        max_running: most answers at the same time. None: 64.
+        bar_stream: where the first rank shows a progress bar. None: nowhere.
+
+    Raises:
+        UserError: a prompt does not fit into memory.
+        RuntimeError: the engine failed.
+    """
+    rank, count = ranks()
+    # Neighbours in this order share most, and equal prompts are neighbours.
+    order = sorted(range(len(prompts)), key=lambda number: prompts[number].ids)
+    distinct, mine, before = -1, [], None
+    for number in order:
+        distinct += prompts[number].ids != before
+        before = prompts[number].ids
+        if distinct % count == rank:
+            mine.append(number)
+    found: dict[int, str] = {}
+    if mine:
+        with measuring(model), progress(bar_stream, len(mine), "generating", "answer") as bar:
+            free = free_share(model)
+            budgets = token_budgets(model, None if free is None else free / 1e9)
+            engine = Engine(
+                model, *budgets, max_running=max_running or _RUNNING, tokenizer=tokenizer, pack=pack
+            )
+            answers = {
+                number: _Answer(tokenizer, prompts[number], stop_ids, lambda: bar.update(1))
+                for number in mine
+            }
+            for answer in answers.values():
+                answer.begin(engine)
+            while engine.busy:
+                engine.step()
+            found = {number: answer.text() for number, answer in answers.items()}
+    whole = gather(found)
+    return [whole[number] for number in range(len(prompts))]
+
+
+class _Answer:
+    """An answer while it is written; it ends itself at a stop string."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: Prompt, stop_ids: set[int], done: Callable[[], object]
+    ):
+        self._tokenizer, self._prompt, self._done = tokenizer, prompt, done
+        self._stop_ids = stop_tokens(tokenizer, prompt.how, stop_ids)
+        # A token has a byte or more, so a stop string lies within these last tokens.
+        longest = max((len(stop.encode()) for stop in prompt.how.until), default=0)
+        self._seen = longest + _MARGIN
+        self._ids: list[int] = []
+        self._running: Running | None = None
+        self._error: str | None = None
+
+    def begin(self, engine: Engine) -> None:
+        """Give the request to the engine."""
+        ids, how, seed, choice = self._prompt
+        request = GenerationRequest(
+            ids, how.max_new_tokens, SamplingSettings(**vars(how.sampling)), seed, choice,
+            sorted(self._stop_ids),
+        )  # fmt: skip
+        engine.check(request)
+        on_event: OnEvent = self._take
+        self._running = engine.add(request, on_event)
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, Finished):
+            self._error = event.error
+            self._done()
+            return
+        self._ids.append(event.id)
+        end = self._tokenizer.decode(self._ids[-self._seen :], skip_special_tokens=True)
+        if self._running is not None and any(stop in end for stop in self._prompt.how.until):
+            self._running.cancelled = True
+
+    def text(self) -> str:
+        """The answer before its first stop string."""
+        if self._error is not None:
+            raise RuntimeError(self._error)
+        return cut_text(self._tokenizer, self._ids, self._prompt.how)
