@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, TextIO
 
 from lit_llm.evaluate.decode import Decoding, cut_text, stop_tokens
 from lit_llm.evaluate.measuring import measuring
 from lit_llm.evaluate.scoring.budget import free_share
+from lit_llm.evaluate.scoring.kept import KeptParts, digest
 from lit_llm.evaluate.scoring.sharing import gather, progress, ranks
 from lit_llm.models.engine.budget import token_budgets
 from lit_llm.models.engine.core import Engine
@@ -46,6 +47,7 @@ def engine_answers(
     pack: bool,
     max_running: int | None = None,
     bar_stream: TextIO | None = None,
+    kept: KeptParts | None = None,
 ) -> list[str]:
     """Answer each prompt, up to its first stop string or stop token.
 
@@ -60,6 +62,7 @@ def engine_answers(
         pack: whether the model may be changed for speed, see `Engine`.
         max_running: most answers at the same time. None: 64.
         bar_stream: where the first rank shows a progress bar. None: nowhere.
+        kept: takes finished answers, and has those of an earlier run.
 
     Raises:
         UserError: a prompt does not fit into memory.
@@ -75,6 +78,11 @@ def engine_answers(
         if distinct % count == rank:
             mine.append(number)
     found: dict[int, str] = {}
+    if kept is not None:
+        keys = {number: digest(*prompts[number], sorted(stop_ids)) for number in mine}
+        there = {number: kept.get(key) for number, key in keys.items()}
+        found = {number: text for number, text in there.items() if text is not None}
+        mine = [number for number in mine if number not in found]
     if mine:
         with measuring(model), progress(bar_stream, len(mine), "generating", "answer") as bar:
             free = free_share(model)
@@ -82,15 +90,16 @@ def engine_answers(
             engine = Engine(
                 model, *budgets, max_running=max_running or _RUNNING, tokenizer=tokenizer, pack=pack
             )
-            answers = {
-                number: _Answer(tokenizer, prompts[number], stop_ids, lambda: bar.update(1))
-                for number in mine
-            }
-            for answer in answers.values():
+            going = {number: _Answer(tokenizer, prompts[number], stop_ids) for number in mine}
+            for answer in going.values():
                 answer.begin(engine)
-            while engine.busy:
+            while going:
                 engine.step()
-            found = {number: answer.text() for number, answer in answers.items()}
+                for number in [number for number, answer in going.items() if answer.finished]:
+                    found[number] = going.pop(number).text()
+                    bar.update(1)
+                    if kept is not None:
+                        kept.put(keys[number], found[number])
     whole = gather(found)
     return [whole[number] for number in range(len(prompts))]
 
@@ -98,10 +107,8 @@ def engine_answers(
 class _Answer:
     """An answer while it is written; it ends itself at a stop string."""
 
-    def __init__(
-        self, tokenizer: Tokenizer, prompt: Prompt, stop_ids: set[int], done: Callable[[], object]
-    ):
-        self._tokenizer, self._prompt, self._done = tokenizer, prompt, done
+    def __init__(self, tokenizer: Tokenizer, prompt: Prompt, stop_ids: set[int]):
+        self._tokenizer, self._prompt = tokenizer, prompt
         self._stop_ids = stop_tokens(tokenizer, prompt.how, stop_ids)
         # A token has a byte or more, so a stop string lies within these last tokens.
         longest = max((len(stop.encode()) for stop in prompt.how.until), default=0)
@@ -109,6 +116,7 @@ class _Answer:
         self._ids: list[int] = []
         self._running: Running | None = None
         self._error: str | None = None
+        self.finished = False
 
     def begin(self, engine: Engine) -> None:
         """Give the request to the engine."""
@@ -123,8 +131,7 @@ class _Answer:
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Finished):
-            self._error = event.error
-            self._done()
+            self._error, self.finished = event.error, True
             return
         self._ids.append(event.id)
         end = self._tokenizer.decode(self._ids[-self._seen :], skip_special_tokens=True)

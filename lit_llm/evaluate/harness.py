@@ -30,6 +30,7 @@ from lit_llm.evaluate.engine_answers import Prompt, engine_answers
 from lit_llm.evaluate.padded_answers import padded_answers
 from lit_llm.evaluate.questions import evenly_spaced
 from lit_llm.evaluate.scoring.budget import batch_tokens
+from lit_llm.evaluate.scoring.kept import KeptParts
 from lit_llm.evaluate.scoring.score import Score, score
 from lit_llm.evaluate.scoring.trees import Request
 from lit_llm.models.hub.generation_config import eos_ids
@@ -62,6 +63,7 @@ class HarnessLM(TemplateLM):
         check_batching: number of requests of each task that are scored alone, too; see `told`.
         pack: whether the model may be changed for speed: the engine packs its matrices on a CPU,
             and the model cannot be trained on or saved any more.
+        kept: finished requests of an evaluation that may be killed; None: they are not kept.
         progress: show a progress bar on stderr of the first rank.
 
     Raises:
@@ -81,11 +83,13 @@ class HarnessLM(TemplateLM):
         max_batch_tokens: int | None = None,
         check_batching: int = 0,
         pack: bool = False,
+        kept: KeptParts | None = None,
         progress: bool = False,
     ):
         super().__init__()
         self.model, self.tokenizer = model, tokenizer  # type: ignore[assignment]
         self.batch_size, self.check_batching, self.pack = batch_size, check_batching, pack
+        self.kept = kept
         self.max_batch_tokens = max_batch_tokens or batch_tokens(model)
         # Lm-eval's progress bars are silenced later. This one is not.
         self._bar_stream = sys.stderr if progress else None
@@ -250,7 +254,7 @@ class HarnessLM(TemplateLM):
                 self._cut += len(whole) > self.max_length + 1
                 asked[number] = Request(whole[-(self.max_length + 1) :], len(continuation))
         wanted = list(asked.values())
-        found = score(self.model, wanted, self.max_batch_tokens, self._bar_stream)
+        found = score(self.model, wanted, self.max_batch_tokens, self._bar_stream, self.kept)
         self._check(wanted, found)
         # The score of an empty continuation is that of a certain one.
         scores = dict(zip(asked, found, strict=True))
@@ -293,6 +297,7 @@ class HarnessLM(TemplateLM):
             return engine_answers(
                 self.model, self.tokenizer, prompts, self.stop_ids,
                 pack=self.pack, max_running=self.batch_size, bar_stream=self._bar_stream,
+                kept=self.kept,
             )  # fmt: skip
         self._without_engine += len(prompts)
         size = self.batch_size or max(1, self.max_batch_tokens // self.max_length)

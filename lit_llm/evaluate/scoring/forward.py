@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lit_llm.evaluate.measuring import measuring
+from lit_llm.evaluate.scoring.kept import digest
 from lit_llm.evaluate.scoring.prefix_view import PrefixView
 from lit_llm.evaluate.scoring.trees import Plan, Targets
 from lit_llm.models.attention import KVCache
@@ -62,6 +63,24 @@ class ForwardPasses:
         for prefix in range(first):
             order += [prefix, *rows.get(prefix, [])]
         return order
+
+    def key(self, part: int) -> str:
+        """A digest of all that the scores of a part depend on, beside the model."""
+        prefixes = self._plan.prefixes
+        if part < len(prefixes):
+            prefix = prefixes[part]
+            return digest(self._capacity, prefix.ids, *vars(prefix.targets).values())
+        row = self._plan.rows[part - len(prefixes)]
+        before = None if row.prefix is None else prefixes[row.prefix].ids
+        return digest(
+            self._capacity, before, row.ids, row.until, *vars(row.targets).values()
+        )  # fmt: skip
+
+    def owners(self, part: int) -> np.ndarray:
+        """The requests that the scores of a part belong to."""
+        prefixes = self._plan.prefixes
+        holder = prefixes[part] if part < len(prefixes) else self._plan.rows[part - len(prefixes)]
+        return holder.targets.owners
 
     def run(self, part: int) -> TokenScores:
         """Compute a part."""
