@@ -25,6 +25,7 @@ from lit_llm.settings.ranges import Number, Range
 
 RANGES: dict[str, Range] = {
     "limit": Range(1, 1e9), "num_fewshot": Range(0, 1e4), "batch_size": Range(1, 1e6),
+    "max_batch_tokens": Range(1, 1e9), "check_batching": Range(1, 1e9),
 }  # fmt: skip
 """Ranges of the command's numbers."""
 _MERGED = ("results", "versions", "n-shot", "n-samples", "samples")
@@ -45,10 +46,26 @@ def evaluate_main(args: list[str]) -> None:
     tasks = load_tasks(settings.tasks, settings.include)
 
     from lit_llm.evaluate.harness import HarnessLM
+    from lit_llm.evaluate.scoring.kept import KeptParts
 
-    model, tokenizer = load_model(settings.checkpoint, adapter=settings.adapter)
+    dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    model, tokenizer = load_model(settings.checkpoint, adapter=settings.adapter, dtype=dtype)
     fingerprint = weights_fingerprint(model)
-    lm = HarnessLM(model.to(device), tokenizer, batch_size=settings.batch_size, progress=True)
+    kept = None
+    if settings.resume is not None:
+        what = [fingerprint, tokenizer.fingerprint(), str(model.embed.weight.dtype), device.type,
+                lit_llm.__version__, torch.__version__]  # fmt: skip
+        kept = KeptParts(Path(settings.resume).expanduser(), " ".join(what))
+    lm = HarnessLM(
+        model.to(device),
+        tokenizer,
+        batch_size=settings.batch_size,
+        max_batch_tokens=settings.max_batch_tokens,
+        check_batching=settings.check_batching or 0,
+        pack=True,
+        kept=kept,
+        progress=True,
+    )
     found: dict[str, dict[str, Any]] = {key: {} for key in _MERGED}
     rows, failed = [], []
     for name, task in tasks.items():
@@ -70,11 +87,17 @@ def evaluate_main(args: list[str]) -> None:
             print(f"{name}: {told}", file=sys.stderr)
         if results is None:
             continue
+        if kept is not None and kept.taken:
+            print(f"{name}: {kept.taken:,} finished parts taken from {settings.resume}",
+                  file=sys.stderr)  # fmt: skip
+            kept.taken = 0
         rows += metric_rows(results)
         for key in _MERGED:
             found[key] |= results.get(key, {})
     if not rows and failed:
         raise UserError("; ".join(failed))
+    if kept is not None and not failed:
+        kept.remove()
     if settings.json is not None:
         _write_json(settings.json, {
             "checkpoint": str(settings.checkpoint),
@@ -174,7 +197,24 @@ def _parser() -> Parser:
         "--batch_size",
         type=Number(int, RANGES["batch_size"]),
         metavar="N",
-        help="most requests at once; default: 4096 tokens' worth",
+        help="most answers generated at once; default: 64",
+    )
+    add(
+        "--max_batch_tokens",
+        type=Number(int, RANGES["max_batch_tokens"]),
+        metavar="N",
+        help="most tokens in a forward pass that scores; default: from the free memory",
+    )
+    add(
+        "--check_batching",
+        type=Number(int, RANGES["check_batching"]),
+        metavar="N",
+        help="score N requests of each task alone too, and print the largest difference",
+    )
+    add(
+        "--resume",
+        metavar="DIR",
+        help="keep finished requests in DIR until the end; a killed evaluation goes on from them",
     )
     add(
         "--adapter",
@@ -191,5 +231,11 @@ def _parser() -> Parser:
         "--device",
         default="auto",
         help="cpu, cuda, cuda:1, ...; auto: CUDA if there is one, else CPU",
+    )
+    add(
+        "--dtype",
+        default="auto",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        help="of the weights; auto: the checkpoint's",
     )
     return parser

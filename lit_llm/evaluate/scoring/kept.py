@@ -73,8 +73,10 @@ class KeptParts:
         self._begun = True
 
     def remove(self) -> None:
-        """Delete this rank's file: the evaluation is complete."""
-        self._mine.unlink(missing_ok=True)
+        """Delete the files of all ranks: the evaluation is complete."""
+        if ranks()[0] == 0:
+            for file in self._mine.parent.glob(_NAME.format(rank="*")):
+                file.unlink()
         self._begun, self._found = False, {}
 
 
