@@ -31,6 +31,7 @@ from lit_llm.evaluate.padded_answers import padded_answers
 from lit_llm.evaluate.questions import evenly_spaced
 from lit_llm.evaluate.scoring.budget import batch_tokens
 from lit_llm.evaluate.scoring.kept import KeptParts
+from lit_llm.evaluate.scoring.plain import LogitsModel
 from lit_llm.evaluate.scoring.score import Score, score
 from lit_llm.evaluate.scoring.trees import Request
 from lit_llm.models.hub.generation_config import eos_ids
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 # A noncharacter, which cannot occur in a text, and a space that shows whether the template strips
 # messages.
 _FINAL_MARK = "\ufdd3 "
+_PLAIN_TOKENS = 2048  # of a batch of a model whose memory nobody knows
 _HEAD = 16  # leading characters that identify a rendered prompt
 
 
@@ -55,7 +57,8 @@ class HarnessLM(TemplateLM):
 
     Args:
         model: on any device. It runs eagerly, in eval mode and without gradients. Its train and
-            eval modes are restored.
+            eval modes are restored. A `LogitsModel` has neither trees nor the engine: it is asked
+            for the logits of padded rows.
         tokenizer: must have a bos or an eos token, with which a text without context begins.
         batch_size: most answers that are generated at the same time. None: 64.
         max_batch_tokens: most tokens in a forward pass that scores. None: what half of the free
@@ -76,7 +79,7 @@ class HarnessLM(TemplateLM):
 
     def __init__(
         self,
-        model: Transformer,
+        model: Transformer | LogitsModel,
         tokenizer: Tokenizer,
         *,
         batch_size: int | None = None,
@@ -90,7 +93,11 @@ class HarnessLM(TemplateLM):
         self.model, self.tokenizer = model, tokenizer  # type: ignore[assignment]
         self.batch_size, self.check_batching, self.pack = batch_size, check_batching, pack
         self.kept = kept
-        self.max_batch_tokens = max_batch_tokens or batch_tokens(model)
+        if max_batch_tokens is None:
+            max_batch_tokens = (
+                _PLAIN_TOKENS if isinstance(model, LogitsModel) else batch_tokens(model)
+            )
+        self.max_batch_tokens = max_batch_tokens
         # Lm-eval's progress bars are silenced later. This one is not.
         self._bar_stream = sys.stderr if progress else None
         begin = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
@@ -114,7 +121,7 @@ class HarnessLM(TemplateLM):
         if self._without_engine:
             lines.append(
                 f"{self._without_engine:,} answers were generated in padded batches, because the "
-                "engine takes neither sharded weights nor mixed precision"
+                "engine takes neither sharded weights nor mixed precision nor other models"
             )
         if self._checked:
             lines.append(
@@ -162,7 +169,7 @@ class HarnessLM(TemplateLM):
     @property
     def device(self) -> torch.device:
         """The model's device."""
-        return self.model.embed.weight.device
+        return next(self.model.parameters()).device
 
     @property
     def tokenizer_name(self) -> str:
@@ -294,6 +301,7 @@ class HarnessLM(TemplateLM):
             prompts.append(Prompt(ids, how, seed, repeats[seed]))
             repeats[seed] += 1
         if self._engine_can():
+            assert isinstance(self.model, Transformer)
             return engine_answers(
                 self.model, self.tokenizer, prompts, self.stop_ids,
                 pack=self.pack, max_running=self.batch_size, bar_stream=self._bar_stream,
@@ -307,7 +315,11 @@ class HarnessLM(TemplateLM):
 
     def _engine_can(self) -> bool:
         """Whether the engine can run here: it computes in the weights' dtype, with all weights."""
-        return not is_divided(self.model) and not torch.is_autocast_enabled(self.device.type)
+        return (
+            not isinstance(self.model, LogitsModel)
+            and not is_divided(self.model)
+            and not torch.is_autocast_enabled(self.device.type)
+        )
 
 
 def _seed(request: Instance) -> int:

@@ -1,7 +1,7 @@
 """Answers of lm-eval's generation tasks in padded batches, for what the engine does not take.
 
-These are models whose weights are divided among ranks, which all make the same forward passes, and
-models under autocast.
+These are models whose weights are divided among ranks, which all make the same forward passes,
+models under autocast, and models that give logits and nothing else.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from typing import TextIO
 from lit_llm.evaluate.decode import Decoding, decode
 from lit_llm.evaluate.engine_answers import Prompt
 from lit_llm.evaluate.measuring import measuring
+from lit_llm.evaluate.scoring.plain import LogitsModel
 from lit_llm.evaluate.scoring.sharing import progress, share
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
 
 def padded_answers(
-    model: Transformer,
+    model: Transformer | LogitsModel,
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
     stop_ids: set[int],

@@ -9,6 +9,7 @@ import numpy as np
 
 from lit_llm.evaluate.scoring.forward import ForwardPasses, TokenScores
 from lit_llm.evaluate.scoring.kept import KeptParts
+from lit_llm.evaluate.scoring.plain import LogitsModel, PlainPasses
 from lit_llm.evaluate.scoring.sharing import progress, share
 from lit_llm.evaluate.scoring.trees import Request, plan
 from lit_llm.models.parallel.sharded import is_divided
@@ -23,7 +24,7 @@ class Score(NamedTuple):
 
 
 def score(
-    model: Transformer,
+    model: Transformer | LogitsModel,
     requests: Sequence[Request],
     capacity: int,
     bar_stream: TextIO | None = None,
@@ -39,10 +40,14 @@ def score(
         kept: takes finished forward passes, and has those of an earlier run. With sharded weights
             it is not used, because ranks that find different passes would wait for each other.
     """
-    # Ranks with a part of the weights make the same number of forward passes, so none may fill a
-    # cache for itself.
-    found = plan(requests, capacity, with_prefixes=_takes_prefixes(model))
-    passes = ForwardPasses(model, found, capacity)
+    passes: ForwardPasses | PlainPasses
+    if isinstance(model, LogitsModel):
+        passes = PlainPasses(model, requests, capacity)
+    else:
+        # Ranks with a part of the weights make the same number of forward passes, so none may fill
+        # a cache for itself.
+        found = plan(requests, capacity, with_prefixes=_takes_prefixes(model))
+        passes = ForwardPasses(model, found, capacity)
     order = passes.order()
     sizes = [passes.sizes[part] for part in order]
     bar = progress(bar_stream, sum(sizes), "scoring", "token")
