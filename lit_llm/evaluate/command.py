@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import hashlib
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 import lit_llm
+from lit_llm.data.chat.chat_format import ChatFormat
 from lit_llm.errors import UserError
 from lit_llm.evaluate.run import load_tasks, metric_rows, one_line, run_task
 from lit_llm.evaluate.tasks import LOCAL_TASKS
 from lit_llm.io.streams import json_text
 from lit_llm.models.hub.checkpoint import choose_device, load_model
+from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 from lit_llm.settings.arguments import Parser
 from lit_llm.settings.ranges import Number, Range
 
+if TYPE_CHECKING:
+    from lit_llm.evaluate.reasoning import Reasoning
+
 RANGES: dict[str, Range] = {
     "limit": Range(1, 1e9), "num_fewshot": Range(0, 1e4), "batch_size": Range(1, 1e6),
     "max_batch_tokens": Range(1, 1e9), "check_batching": Range(1, 1e9),
+    "reasoning_tokens": Range(1, 1e9), "answer_tokens": Range(1, 1e9),
 }  # fmt: skip
 """Ranges of the command's numbers."""
 _MERGED = ("results", "versions", "n-shot", "n-samples", "samples")
@@ -41,6 +49,9 @@ def evaluate_main(args: list[str]) -> None:
     settings = _parser().parse_args(args)
     if settings.log_samples and settings.json is None:
         raise UserError("--log_samples needs --json FILE: that is where the samples go")
+    for option in ("system", "chat_template_kwargs"):
+        if getattr(settings, option) is not None and not settings.apply_chat_template:
+            raise UserError(f"--{option} needs --apply_chat_template")
     device = choose_device(settings.device)
     # Load the tasks before the model, so that mistakes in their names are reported at once.
     tasks = load_tasks(settings.tasks, settings.include)
@@ -64,6 +75,8 @@ def evaluate_main(args: list[str]) -> None:
         check_batching=settings.check_batching or 0,
         pack=True,
         kept=kept,
+        reasoning=_reasoning(settings, tokenizer),
+        template_arguments=settings.chat_template_kwargs,
         progress=True,
     )
     found: dict[str, dict[str, Any]] = {key: {} for key in _MERGED}
@@ -77,6 +90,7 @@ def evaluate_main(args: list[str]) -> None:
                 limit=settings.limit,
                 num_fewshot=settings.num_fewshot,
                 apply_chat_template=settings.apply_chat_template,
+                system=settings.system,
                 log_samples=settings.log_samples,
             )
         # A task runs foreign code. The results of the others took long.
@@ -92,6 +106,8 @@ def evaluate_main(args: list[str]) -> None:
                   file=sys.stderr)  # fmt: skip
             kept.taken = 0
         rows += metric_rows(results)
+        if lm.reasoning is not None:
+            rows += ending_rows(lm.endings, set(results["results"]))
         for key in _MERGED:
             found[key] |= results.get(key, {})
     if not rows and failed:
@@ -109,6 +125,7 @@ def evaluate_main(args: list[str]) -> None:
                                  **{name: version(name) for name in ("lm_eval", "torch")}},
             "device": str(device),
             "metrics": rows,
+            "answers": {name: dict(ends) for name, ends in lm.endings.items()},
             **{key: found[key] for key in _MERGED if key != "samples" or settings.log_samples},
         })  # fmt: skip
     if settings.json != "-":
@@ -117,6 +134,40 @@ def evaluate_main(args: list[str]) -> None:
             print(f"wrote {settings.json}")
     if failed:
         raise UserError("; ".join(failed))
+
+
+def _reasoning(settings: argparse.Namespace, tokenizer: Tokenizer) -> Reasoning | None:
+    """The markers that the user names, or those of the chat template."""
+    from lit_llm.evaluate.reasoning import Reasoning
+
+    limits = settings.reasoning_tokens, settings.answer_tokens
+    found = None
+    if settings.reasoning is not None:
+        found = Reasoning(*settings.reasoning)
+    elif settings.apply_chat_template:
+        chat = ChatFormat(tokenizer)
+        prompt = chat.render(
+            [{"role": "user", "content": "?"}], True, settings.chat_template_kwargs or {}
+        )
+        found = Reasoning.of_template(chat.template, prompt)
+    if found is not None:
+        return dataclasses.replace(found, reasoning_tokens=limits[0], answer_tokens=limits[1])
+    if limits != (None, None):
+        raise UserError("--reasoning_tokens and --answer_tokens need reasoning: see --reasoning")
+    return None
+
+
+def ending_rows(
+    endings: Mapping[str, Mapping[str, int]], tasks: Collection[str]
+) -> list[dict[str, Any]]:
+    """Rows as of `metric_rows`: shares of answers that did not end well, see `ENDINGS`."""
+    from lit_llm.evaluate.reasoning import ENDINGS
+
+    return [
+        {"task": task, "metric": ending, "value": ends.get(ending, 0) / ends["asked"],
+         "stderr": None, "n": ends["asked"]}
+        for task, ends in endings.items() if task in tasks for ending in ENDINGS
+    ]  # fmt: skip
 
 
 def weights_fingerprint(model: Transformer) -> str:
@@ -159,6 +210,17 @@ def _write_json(target: str, content: dict[str, Any]) -> None:
         raise UserError(f"--json {file}: cannot be written ({error.strerror})") from None
 
 
+def _json_object(text: str) -> dict[str, Any]:
+    """The ``type`` of an option that takes a JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a JSON object")
+    return value
+
+
 def _parser() -> Parser:
     parser = Parser(
         prog="lit_llm evaluate",
@@ -193,6 +255,31 @@ def _parser() -> Parser:
         help="worked examples before each question",
     )
     add("--apply_chat_template", action="store_true", help="ask in the model's chat format")
+    add("--system", metavar="TEXT", help="system message before each question")
+    add(
+        "--chat_template_kwargs",
+        type=_json_object,
+        metavar="JSON",
+        help="switches of the chat template, such as '{\"enable_thinking\": false}'",
+    )
+    add(
+        "--reasoning",
+        nargs=2,
+        metavar=("OPEN", "CLOSE"),
+        help="texts around the reasoning before an answer; default: the chat template's own",
+    )
+    add(
+        "--reasoning_tokens",
+        type=Number(int, RANGES["reasoning_tokens"]),
+        metavar="N",
+        help="most tokens of reasoning; an answer cut in it counts as unanswered",
+    )
+    add(
+        "--answer_tokens",
+        type=Number(int, RANGES["answer_tokens"]),
+        metavar="N",
+        help="most tokens after the reasoning",
+    )
     add(
         "--batch_size",
         type=Number(int, RANGES["batch_size"]),

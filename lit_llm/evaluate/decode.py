@@ -178,7 +178,7 @@ def decode(
             text = tokenizer.decode(written[row], skip_special_tokens=True)
             if len(written[row]) == how.max_new_tokens or any(stop in text for stop in how.until):
                 going.remove(row)
-    return [cut_text(tokenizer, row, how) for row in written]
+    return [cut_text(tokenizer.decode(row, skip_special_tokens=True), how) for row in written]
 
 
 class _CachedSteps:
@@ -237,9 +237,8 @@ def stop_tokens(tokenizer: Tokenizer, how: Decoding, stop_ids: set[int]) -> set[
     return stop_ids | {control[text] for text in how.until if text in control}
 
 
-def cut_text(tokenizer: Tokenizer, ids: list[int], how: Decoding) -> str:
-    """The text of an answer before its first stop string."""
-    text = tokenizer.decode(ids, skip_special_tokens=True)
+def cut_text(text: str, how: Decoding) -> str:
+    """The text before its first stop string."""
     for stop in how.until:
         text = text.split(stop)[0]
     return text

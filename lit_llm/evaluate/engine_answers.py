@@ -7,6 +7,7 @@ from typing import NamedTuple, TextIO
 
 from lit_llm.evaluate.decode import Decoding, cut_text, stop_tokens
 from lit_llm.evaluate.measuring import measuring
+from lit_llm.evaluate.reasoning import Answered, AnswerStart, Reasoning
 from lit_llm.evaluate.scoring.budget import free_share
 from lit_llm.evaluate.scoring.kept import KeptParts, digest
 from lit_llm.evaluate.scoring.sharing import gather, progress, ranks
@@ -48,7 +49,8 @@ def engine_answers(
     max_running: int | None = None,
     bar_stream: TextIO | None = None,
     kept: KeptParts | None = None,
-) -> list[str]:
+    reasoning: Reasoning | None = None,
+) -> list[Answered]:
     """Answer each prompt, up to its first stop string or stop token.
 
     Ranks share the prompts, each gets all answers, and all must call it together. Prompts with a
@@ -63,6 +65,7 @@ def engine_answers(
         max_running: most answers at the same time. None: 64.
         bar_stream: where the first rank shows a progress bar. None: nowhere.
         kept: takes finished answers, and has those of an earlier run.
+        reasoning: how the model marks reasoning, which is no part of the answer. None: it has none.
 
     Raises:
         UserError: a prompt does not fit into memory.
@@ -77,11 +80,11 @@ def engine_answers(
         before = prompts[number].ids
         if distinct % count == rank:
             mine.append(number)
-    found: dict[int, str] = {}
+    found: dict[int, Answered] = {}
     if kept is not None:
-        keys = {number: digest(*prompts[number], sorted(stop_ids)) for number in mine}
+        keys = {number: digest(*prompts[number], sorted(stop_ids), reasoning) for number in mine}
         there = {number: kept.get(key) for number, key in keys.items()}
-        found = {number: text for number, text in there.items() if text is not None}
+        found = {number: Answered(*one) for number, one in there.items() if one is not None}
         mine = [number for number in mine if number not in found]
     if mine:
         with measuring(model), progress(bar_stream, len(mine), "generating", "answer") as bar:
@@ -90,13 +93,15 @@ def engine_answers(
             engine = Engine(
                 model, *budgets, max_running=max_running or _RUNNING, tokenizer=tokenizer, pack=pack
             )
-            going = {number: _Answer(tokenizer, prompts[number], stop_ids) for number in mine}
+            going = {
+                number: _Answer(tokenizer, prompts[number], stop_ids, reasoning) for number in mine
+            }
             for answer in going.values():
                 answer.begin(engine)
             while going:
                 engine.step()
                 for number in [number for number, answer in going.items() if answer.finished]:
-                    found[number] = going.pop(number).text()
+                    found[number] = going.pop(number).answered()
                     bar.update(1)
                     if kept is not None:
                         kept.put(keys[number], found[number])
@@ -105,18 +110,26 @@ def engine_answers(
 
 
 class _Answer:
-    """An answer while it is written; it ends itself at a stop string."""
+    """An answer while it is written; it ends itself at a stop string or at one of its limits."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Prompt, stop_ids: set[int]):
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: Prompt, stop_ids: set[int], reasoning: Reasoning | None
+    ):
         self._tokenizer, self._prompt = tokenizer, prompt
-        self._stop_ids = stop_tokens(tokenizer, prompt.how, stop_ids)
+        how = prompt.how
+        self._stop_ids = stop_tokens(tokenizer, how, stop_ids)
         # A token has a byte or more, so a stop string lies within these last tokens.
-        longest = max((len(stop.encode()) for stop in prompt.how.until), default=0)
+        longest = max((len(stop.encode()) for stop in how.until), default=0)
         self._seen = longest + _MARGIN
         self._ids: list[int] = []
         self._running: Running | None = None
         self._error: str | None = None
-        self.finished = False
+        self._cut = self.finished = False
+        end_of_prompt = tokenizer.decode(prompt.ids[-_MARGIN:], skip_special_tokens=False)
+        self._start = AnswerStart(tokenizer, reasoning, end_of_prompt)
+        self._limits = (0, how.max_new_tokens)
+        if reasoning is not None:
+            self._limits = reasoning.limits(how.max_new_tokens)
 
     def begin(self, engine: Engine) -> None:
         """Give the request to the engine."""
@@ -132,14 +145,37 @@ class _Answer:
     def _take(self, event: Event) -> None:
         if isinstance(event, Finished):
             self._error, self.finished = event.error, True
+            self._cut |= event.reason == "length"
             return
         self._ids.append(event.id)
-        end = self._tokenizer.decode(self._ids[-self._seen :], skip_special_tokens=True)
-        if self._running is not None and any(stop in end for stop in self._prompt.how.until):
+        self._start.look(self._ids)
+        most_before, most = self._limits
+        begin = self._start.begin
+        if begin is None:
+            over = self._cut = len(self._ids) >= most_before
+        else:
+            self._cut = len(self._ids) - begin >= most
+            over = self._cut or self._stops(self._ids[begin:])
+        if over and self._running is not None:
             self._running.cancelled = True
 
-    def text(self) -> str:
-        """The answer before its first stop string."""
+    def _stops(self, ids: list[int]) -> bool:
+        end = self._tokenizer.decode(ids[-self._seen :], skip_special_tokens=True)
+        if len(ids) <= self._seen:
+            end = self._start.rest + end
+        return any(stop in end for stop in self._prompt.how.until)
+
+    def answered(self) -> Answered:
+        """The answer before its first stop string, and how it ended."""
         if self._error is not None:
             raise RuntimeError(self._error)
-        return cut_text(self._tokenizer, self._ids, self._prompt.how)
+        begin = self._start.begin
+        if begin is None and (self._start.inside or self._cut):
+            return Answered("", "unanswered")
+        text = self._tokenizer.decode(self._ids[begin or 0 :], skip_special_tokens=True)
+        if begin:  # white space after the reasoning belongs to neither
+            text = (self._start.rest + text).lstrip()
+        stopped = cut_text(text, self._prompt.how)
+        if self._cut and stopped == text:
+            return Answered(text, "cut")
+        return Answered(stopped, None if stopped.strip() else "empty")

@@ -13,9 +13,11 @@ for each other forever. And it sums documents in an order that depends on the ra
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,7 @@ from lit_llm.evaluate.decode import Decoding
 from lit_llm.evaluate.engine_answers import Prompt, engine_answers
 from lit_llm.evaluate.padded_answers import padded_answers
 from lit_llm.evaluate.questions import evenly_spaced
+from lit_llm.evaluate.reasoning import Reasoning
 from lit_llm.evaluate.scoring.budget import batch_tokens
 from lit_llm.evaluate.scoring.kept import KeptParts
 from lit_llm.evaluate.scoring.plain import LogitsModel
@@ -67,7 +70,13 @@ class HarnessLM(TemplateLM):
         pack: whether the model may be changed for speed: the engine packs its matrices on a CPU,
             and the model cannot be trained on or saved any more.
         kept: finished requests of an evaluation that may be killed; None: they are not kept.
+        reasoning: how the model marks reasoning before its answers, see `engine_answers`. None:
+            it has none.
+        template_arguments: further variables of the chat template, such as ``enable_thinking``.
         progress: show a progress bar on stderr of the first rank.
+
+    Attributes:
+        endings: task -> number of answers "asked" for, and of those with each of `ENDINGS`.
 
     Raises:
         UserError: the tokenizer has neither token. Later, from requests: a continuation longer than
@@ -87,12 +96,16 @@ class HarnessLM(TemplateLM):
         check_batching: int = 0,
         pack: bool = False,
         kept: KeptParts | None = None,
+        reasoning: Reasoning | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
         progress: bool = False,
     ):
         super().__init__()
         self.model, self.tokenizer = model, tokenizer  # type: ignore[assignment]
         self.batch_size, self.check_batching, self.pack = batch_size, check_batching, pack
-        self.kept = kept
+        self.kept, self.reasoning = kept, reasoning
+        self.template_arguments = template_arguments or {}
+        self.endings: dict[str, Counter[str]] = {}
         if max_batch_tokens is None:
             max_batch_tokens = (
                 _PLAIN_TOKENS if isinstance(model, LogitsModel) else batch_tokens(model)
@@ -202,16 +215,32 @@ class HarnessLM(TemplateLM):
             UserError: no chat template, or it refuses the messages even without a system message.
         """
         try:
-            text = _render(self._chat, chat_history, add_generation_prompt)
+            text = self._render(chat_history, add_generation_prompt)
         except UserError:
             rest = [message for message in chat_history if message["role"] != "system"]
             if len(rest) == len(chat_history):
                 raise
-            text = _render(self._chat, rest, add_generation_prompt)
+            text = self._render(rest, add_generation_prompt)
         # Lm-eval moves white space from the end of a prompt to its answer.
         if head := text[:_HEAD].rstrip():
             self._rendered_heads.add(head)
         return text
+
+    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        """Render messages as text with marked control tokens (`RenderedEncoder`).
+
+        A text without control tokens equals transformers' text.
+        """
+        arguments = self.template_arguments
+        if add_generation_prompt:
+            return self._chat.marked(messages, True, arguments)
+        *before, last = messages
+        final = {**last, "content": last["content"] + _FINAL_MARK}
+        text = self._chat.marked([*before, final], arguments=arguments)
+        at = text.find(_FINAL_MARK.strip())
+        if at < 0:
+            raise UserError("the chat template leaves out the message that is to be continued")
+        return text[:at] if text[at:].startswith(_FINAL_MARK) else text[:at].rstrip()
 
     @cached_property
     def _chat(self) -> ChatFormat:
@@ -248,6 +277,7 @@ class HarnessLM(TemplateLM):
 
         Inputs that are too long lose tokens on the left.
         """
+        self._refuse_reasoning()
         asked: dict[int, Request] = {}
         for number, (_, context, continuation) in enumerate(requests):
             if len(continuation) > self.max_length:
@@ -266,6 +296,16 @@ class HarnessLM(TemplateLM):
         # The score of an empty continuation is that of a certain one.
         scores = dict(zip(asked, found, strict=True))
         return [scores.get(number, Score(0.0, True)) for number in range(len(requests))]
+
+    def _refuse_reasoning(self) -> None:
+        """Choices are scored right behind the prompt, where a reasoning model would reason."""
+        if self.reasoning is None or not self._rendered_heads:
+            return
+        if not self.reasoning.is_off(self._render([{"role": "user", "content": "?"}], True)):
+            raise UserError(
+                "the task scores choices behind a prompt with reasoning: turn reasoning off "
+                "(--chat_template_kwargs '{\"enable_thinking\": false}', if the template knows it)"
+            )
 
     def _check(self, requests: list[Request], found: list[Score]) -> None:
         """Score some requests alone, and note the largest difference."""
@@ -287,6 +327,9 @@ class HarnessLM(TemplateLM):
         for request in requests:
             context, arguments = request.args[:2]
             how = Decoding.from_request(arguments, self.max_gen_toks, self._generation_config)
+            if self.reasoning is not None:
+                most = sum(self.reasoning.limits(how.max_new_tokens))
+                how = dataclasses.replace(how, max_new_tokens=most)
             room = self.max_length - how.max_new_tokens
             if room < 1:
                 raise UserError(
@@ -302,11 +345,20 @@ class HarnessLM(TemplateLM):
             repeats[seed] += 1
         if self._engine_can():
             assert isinstance(self.model, Transformer)
-            return engine_answers(
+            answers = engine_answers(
                 self.model, self.tokenizer, prompts, self.stop_ids,
                 pack=self.pack, max_running=self.batch_size, bar_stream=self._bar_stream,
-                kept=self.kept,
+                kept=self.kept, reasoning=self.reasoning,
             )  # fmt: skip
+            for request, answered in zip(requests, answers, strict=True):
+                ends = self.endings.setdefault(str(request.task_name), Counter())
+                ends.update(["asked"] if answered.ending is None else ["asked", answered.ending])
+            return [answered.text for answered in answers]
+        if self.reasoning is not None:
+            raise UserError(
+                "reasoning is separated by the engine only, which takes neither sharded weights "
+                "nor mixed precision nor other models"
+            )
         self._without_engine += len(prompts)
         size = self.batch_size or max(1, self.max_batch_tokens // self.max_length)
         return padded_answers(
@@ -325,18 +377,3 @@ class HarnessLM(TemplateLM):
 def _seed(request: Instance) -> int:
     place = repr((request.task_name, request.doc_id, request.idx))
     return int.from_bytes(hashlib.blake2b(place.encode(), digest_size=8).digest(), "little")
-
-
-def _render(chat: ChatFormat, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-    """Render messages as text with marked control tokens (`RenderedEncoder`).
-
-    A text without control tokens equals transformers' text.
-    """
-    if add_generation_prompt:
-        return chat.marked(messages, add_generation_prompt=True)
-    *before, last = messages
-    text = chat.marked([*before, {**last, "content": last["content"] + _FINAL_MARK}])
-    at = text.find(_FINAL_MARK.strip())
-    if at < 0:
-        raise UserError("the chat template leaves out the message that is to be continued")
-    return text[:at] if text[at:].startswith(_FINAL_MARK) else text[:at].rstrip()
