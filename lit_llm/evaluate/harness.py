@@ -38,6 +38,7 @@ from lit_llm.evaluate.scoring.plain import LogitsModel
 from lit_llm.evaluate.scoring.score import Score, score
 from lit_llm.evaluate.scoring.trees import Request
 from lit_llm.models.hub.generation_config import eos_ids
+from lit_llm.models.kernels.packed import pack_linears
 from lit_llm.models.parallel.sharded import is_divided
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
@@ -67,8 +68,8 @@ class HarnessLM(TemplateLM):
         max_batch_tokens: most tokens in a forward pass that scores. None: what half of the free
             memory is enough for.
         check_batching: number of requests of each task that are scored alone, too; see `told`.
-        pack: whether the model may be changed for speed: the engine packs its matrices on a CPU,
-            and the model cannot be trained on or saved any more.
+        pack: whether the model may be changed for speed, see `pack_linears`. It cannot be trained
+            or saved any more then.
         kept: finished requests of an evaluation that may be killed; None: they are not kept.
         reasoning: how the model marks reasoning before its answers, see `engine_answers`. None:
             it has none.
@@ -111,6 +112,8 @@ class HarnessLM(TemplateLM):
                 _PLAIN_TOKENS if isinstance(model, LogitsModel) else batch_tokens(model)
             )
         self.max_batch_tokens = max_batch_tokens
+        if pack and not is_divided(model):
+            pack_linears(model)
         # Lm-eval's progress bars are silenced later. This one is not.
         self._bar_stream = sys.stderr if progress else None
         begin = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id

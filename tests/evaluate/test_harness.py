@@ -204,6 +204,17 @@ def test_sampling_depends_on_the_place_alone(model: Transformer, tokenizer: Toke
     assert len(set(first[:3])) == 3  # repeats of a request differ
 
 
+def test_a_packed_model_scores_the_same(exported: Path, tokenizer: Tokenizer) -> None:
+    plain, packed = (Transformer.from_pretrained(exported).eval() for _ in range(2))
+    pairs = requests("loglikelihood", PAIRS)
+    wanted = HarnessLM(plain, tokenizer).loglikelihood(pairs, True)
+    found = HarnessLM(packed, tokenizer, pack=True).loglikelihood(pairs, True)
+    assert any(parameter.is_mkldnn for parameter in packed.parameters())
+    assert not any(parameter.is_mkldnn for parameter in plain.parameters())
+    for one, other in zip(found, wanted, strict=True):
+        assert one[0] == pytest.approx(other[0], rel=0, abs=1e-4) and one[1] == other[1]
+
+
 def test_under_autocast_answers_come_from_padded_batches(
     model: Transformer, tokenizer: Tokenizer
 ) -> None:
