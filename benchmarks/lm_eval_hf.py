@@ -154,7 +154,7 @@ def theirs(folder: Path) -> Contender:
 
 def best_batch_size(hf: Contender, scenario: Scenario, by: int) -> int:
     """The batch size with which a slice takes least time."""
-    times = {}
+    times: dict[int, float] = {}
     for size in BATCH_SIZES:
         if times and size > scenario.slice:
             break
