@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lit_llm.errors import UserError
 from lit_llm.evaluate.chosen_by import drop_values, set_values
 from lit_llm.evaluate.run import load_tasks, metric_rows, one_line, run_task
+from lit_llm.evaluate.scoring.plain import LogitsModel
 from lit_llm.io.jsonl import keep_until
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
@@ -37,7 +38,9 @@ class LMEvalCallback(L.Callback):
     without an evaluation they are not there, and that validation neither is the best nor counts
     for early stopping.
 
-    The module's ``network`` must be a `Transformer`, and the data module must have a ``tokenizer``.
+    The data module must have a ``tokenizer``. The module's ``network`` is a `Transformer`, or the
+    module has a method ``logits(input_ids)``: int64 (B, T), padded on the right, -> (B, T, V), and
+    a number ``max_seq_len`` of its own or of the data module (``seq_len``).
 
     Args:
         tasks: names, see ``load_tasks``. "stdlib_choice" and the other local tasks work offline.
@@ -113,9 +116,9 @@ class LMEvalCallback(L.Callback):
                         f"LMEvalCallback: step {step}: {name} failed, training continues: "
                         f"{one_line(error)}"
                     )
-                if (said := lm.told_of_cut()) and name not in self._told:
+                if (said := lm.told()) and name not in self._told:
                     self._told.add(name)
-                    rank_zero_info(f"LMEvalCallback: {name}: {said}")
+                    rank_zero_info(f"LMEvalCallback: {name}: {'; '.join(said)}")
         values = {f"eval/{row['task']}/{row['metric']}": row["value"] for row in rows}
         set_values(trainer, values)
         if not rows or not trainer.is_global_zero:
@@ -141,11 +144,22 @@ _KEYS = ("task", "metric", "value", "stderr")
 
 def _model_and_tokenizer(
     trainer: Any, pl_module: L.LightningModule
-) -> tuple[Transformer, Tokenizer]:
+) -> tuple[Transformer | LogitsModel, Tokenizer]:
+    data = getattr(trainer, "datamodule", None)
+    tokenizer = getattr(data, "tokenizer", None)
     model = getattr(pl_module, "network", None)
-    tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
     if not isinstance(model, Transformer):
-        raise UserError("LMEvalCallback: the module's `network` must be a lit_llm Transformer")
+        longest = getattr(pl_module, "max_seq_len", getattr(data, "seq_len", None))
+        if not callable(getattr(pl_module, "logits", None)):
+            raise UserError(
+                "LMEvalCallback: the module's `network` must be a lit_llm Transformer, or the "
+                "module needs a method logits(input_ids)"
+            )
+        if not isinstance(longest, int):
+            raise UserError(
+                "LMEvalCallback: the module needs max_seq_len, the most tokens it takes"
+            )
+        model = LogitsModel(pl_module, longest)
     if not isinstance(tokenizer, Tokenizer):
         raise UserError(
             "LMEvalCallback: the data module must have a `tokenizer`, a lit_llm Tokenizer"

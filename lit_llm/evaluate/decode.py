@@ -1,4 +1,8 @@
-"""Text generation for lm-eval: stop strings, one seed per request, ranks in lockstep."""
+"""Settings of lm-eval's generation, and a generation loop for ranks in lockstep.
+
+The loop serves models whose weights are divided among ranks, and models under autocast. All others
+are served by the engine (`lit_llm.evaluate.engine_answers`).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lit_llm.errors import UserError
+from lit_llm.evaluate.scoring.plain import LogitsModel
 from lit_llm.models.generation.generate import padded_batch
 from lit_llm.models.generation.sampling import Sampler, Sampling
 from lit_llm.models.tokenizer import Tokenizer
@@ -122,7 +127,7 @@ def _sampling(settings: dict[str, Any], sampled: bool) -> Sampling:
 
 
 def decode(
-    model: Transformer,
+    model: Transformer | LogitsModel,
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     how: Decoding,
@@ -144,26 +149,25 @@ def decode(
         seeds: one seed per prompt.
         stop_ids: tokens that end an answer.
     """
-    # The first forward pass takes the padded prompts, later passes one new token per row.
-    step_input, real, cache = padded_batch(model, prompts, how.max_new_tokens)
-    device = step_input.device
-    empty_step = step_input[:1, :1]
-    pick = _picker(how.sampling, seeds, prompts, model.config.vocab_size, device)
-    stops = stop_ids | {
-        tokenizer.control_tokens[text] for text in how.until if text in tokenizer.control_tokens
-    }
+    steps = _PlainSteps(model, prompts) if isinstance(model, LogitsModel) else _CachedSteps(
+        model, prompts, how.max_new_tokens
+    )  # fmt: skip
+    device = next(model.parameters()).device
+    stops = stop_tokens(tokenizer, how, stop_ids)
+    pick: Callable[[Tensor], Tensor] | None = None
 
     written: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))
     while _on_any_rank(bool(going), device):
         # This rank is done. An empty step keeps it in lockstep with the other ranks.
         if not going:
-            model(empty_step, last_only=True)
+            steps.empty()
             continue
-        mask = None if real is None else real[:, : cache.length + step_input.shape[1]]
-        logits = model(step_input, padding_mask=mask, cache=cache, last_only=True)[:, -1]
-        tokens = pick(logits)
-        step_input = tokens[:, None]
+        logits_BV = steps.logits()
+        if pick is None:
+            pick = _picker(how.sampling, seeds, prompts, logits_BV.shape[-1], device)
+        tokens = pick(logits_BV)
+        steps.append(tokens)
         chosen = tokens.tolist()
         # A row ends at a stop token, at the length limit, or when its text contains a stop string.
         for row in list(going):
@@ -174,10 +178,70 @@ def decode(
             text = tokenizer.decode(written[row], skip_special_tokens=True)
             if len(written[row]) == how.max_new_tokens or any(stop in text for stop in how.until):
                 going.remove(row)
-    answers = [tokenizer.decode(row, skip_special_tokens=True) for row in written]
+    return [cut_text(tokenizer.decode(row, skip_special_tokens=True), how) for row in written]
+
+
+class _CachedSteps:
+    """A Transformer with a cache: the first pass takes the padded prompts, later ones one token."""
+
+    def __init__(self, model: Transformer, prompts: Sequence[Sequence[int]], most: int):
+        self._model = model
+        self._input, self._real, self._cache = padded_batch(model, prompts, most)
+        self._empty = self._input[:1, :1]
+
+    def logits(self) -> Tensor:
+        """Of each row's next token: (B, V)."""
+        end = self._cache.length + self._input.shape[1]
+        mask = None if self._real is None else self._real[:, :end]
+        return self._model(self._input, padding_mask=mask, cache=self._cache, last_only=True)[:, -1]
+
+    def append(self, tokens_B: Tensor) -> None:
+        self._input = tokens_B[:, None]
+
+    def empty(self) -> None:
+        """A forward pass whose result nobody needs."""
+        self._model(self._empty, last_only=True)
+
+
+class _PlainSteps:
+    """A model without a cache: each pass takes all tokens again, padded on the right."""
+
+    def __init__(self, model: LogitsModel, prompts: Sequence[Sequence[int]]):
+        self._model = model
+        device = next(model.parameters()).device
+        rows = [torch.tensor(prompt, device=device) for prompt in prompts]
+        self._ids_BT = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        self._lengths_B = torch.tensor([len(row) for row in rows], device=device)
+
+    def logits(self) -> Tensor:
+        """Of each row's next token: (B, V)."""
+        rows = torch.arange(len(self._ids_BT), device=self._ids_BT.device)
+        most = self._model.config.max_seq_len  # a row that waits for others may be longer
+        return self._model.logits(self._ids_BT[:, :most])[
+            rows, (self._lengths_B - 1).clamp(max=most - 1)
+        ]
+
+    def append(self, tokens_B: Tensor) -> None:
+        self._ids_BT = torch.nn.functional.pad(self._ids_BT, (0, 1))
+        self._ids_BT.scatter_(1, self._lengths_B[:, None], tokens_B[:, None])
+        self._lengths_B = self._lengths_B + 1
+
+    def empty(self) -> None:
+        """A forward pass whose result nobody needs."""
+        self._model.logits(self._ids_BT[:1, :1])
+
+
+def stop_tokens(tokenizer: Tokenizer, how: Decoding, stop_ids: set[int]) -> set[int]:
+    """``stop_ids``, and the control tokens among the stop strings."""
+    control = tokenizer.control_tokens
+    return stop_ids | {control[text] for text in how.until if text in control}
+
+
+def cut_text(text: str, how: Decoding) -> str:
+    """The text before its first stop string."""
     for stop in how.until:
-        answers = [answer.split(stop)[0] for answer in answers]
-    return answers
+        text = text.split(stop)[0]
+    return text
 
 
 def _picker(

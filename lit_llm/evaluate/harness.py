@@ -13,50 +13,71 @@ for each other forever. And it sums documents in an order that depends on the ra
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from tqdm import tqdm
 
 from lit_llm.data.chat.chat_format import ChatFormat
 from lit_llm.errors import UserError
-from lit_llm.evaluate.decode import Decoding, decode
-from lit_llm.evaluate.measuring import measuring
+from lit_llm.evaluate.decode import Decoding
+from lit_llm.evaluate.engine_answers import Prompt, engine_answers
+from lit_llm.evaluate.padded_answers import padded_answers
+from lit_llm.evaluate.questions import evenly_spaced
+from lit_llm.evaluate.reasoning import Reasoning
+from lit_llm.evaluate.scoring.budget import batch_tokens
+from lit_llm.evaluate.scoring.kept import KeptParts
+from lit_llm.evaluate.scoring.plain import LogitsModel
+from lit_llm.evaluate.scoring.score import Score, score
+from lit_llm.evaluate.scoring.trees import Request
 from lit_llm.models.hub.generation_config import eos_ids
+from lit_llm.models.kernels.packed import pack_linears
+from lit_llm.models.parallel.sharded import is_divided
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-Item = TypeVar("Item")
-Answer = TypeVar("Answer")
-Score = tuple[float, bool]
 # A noncharacter, which cannot occur in a text, and a space that shows whether the template strips
 # messages.
 _FINAL_MARK = "\ufdd3 "
+_PLAIN_TOKENS = 2048  # of a batch of a model whose memory nobody knows
 _HEAD = 16  # leading characters that identify a rendered prompt
 
 
 class HarnessLM(TemplateLM):
     """A Transformer as the model of ``lm_eval.evaluate(HarnessLM(model, tokenizer), ...)``.
 
-    Nothing is exported, moved or compiled.
+    Nothing is exported, moved or compiled. Log-likelihoods are computed in rows of prefix trees
+    (`lit_llm.evaluate.scoring`), answers by the engine that serves (`lit_llm.models.engine`).
 
     Args:
         model: on any device. It runs eagerly, in eval mode and without gradients. Its train and
-            eval modes are restored.
+            eval modes are restored. A `LogitsModel` has neither trees nor the engine: it is asked
+            for the logits of padded rows.
         tokenizer: must have a bos or an eos token, with which a text without context begins.
-        batch_size: most requests per batch. None: as many as ``max_batch_tokens`` allows.
-        max_batch_tokens: most tokens per batch, including padding. A longer request runs alone.
+        batch_size: most answers that are generated at the same time. None: 64.
+        max_batch_tokens: most tokens in a forward pass that scores. None: what half of the free
+            memory is enough for.
+        check_batching: number of requests of each task that are scored alone, too; see `told`.
+        pack: whether the model may be changed for speed, see `pack_linears`. It cannot be trained
+            or saved any more then.
+        kept: finished requests of an evaluation that may be killed; None: they are not kept.
+        reasoning: how the model marks reasoning before its answers, see `engine_answers`. None:
+            it has none.
+        template_arguments: further variables of the chat template, such as ``enable_thinking``.
         progress: show a progress bar on stderr of the first rank.
+
+    Attributes:
+        endings: task -> number of answers "asked" for, and of those with each of `ENDINGS`.
 
     Raises:
         UserError: the tokenizer has neither token. Later, from requests: a continuation longer than
@@ -68,16 +89,31 @@ class HarnessLM(TemplateLM):
 
     def __init__(
         self,
-        model: Transformer,
+        model: Transformer | LogitsModel,
         tokenizer: Tokenizer,
         *,
         batch_size: int | None = None,
-        max_batch_tokens: int = 4096,
+        max_batch_tokens: int | None = None,
+        check_batching: int = 0,
+        pack: bool = False,
+        kept: KeptParts | None = None,
+        reasoning: Reasoning | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
         progress: bool = False,
     ):
         super().__init__()
         self.model, self.tokenizer = model, tokenizer  # type: ignore[assignment]
-        self.batch_size, self.max_batch_tokens = batch_size, max_batch_tokens
+        self.batch_size, self.check_batching, self.pack = batch_size, check_batching, pack
+        self.kept, self.reasoning = kept, reasoning
+        self.template_arguments = template_arguments or {}
+        self.endings: dict[str, Counter[str]] = {}
+        if max_batch_tokens is None:
+            max_batch_tokens = (
+                _PLAIN_TOKENS if isinstance(model, LogitsModel) else batch_tokens(model)
+            )
+        self.max_batch_tokens = max_batch_tokens
+        if pack and not is_divided(model):
+            pack_linears(model)
         # Lm-eval's progress bars are silenced later. This one is not.
         self._bar_stream = sys.stderr if progress else None
         begin = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
@@ -87,18 +123,30 @@ class HarnessLM(TemplateLM):
             )
         self._prefix, self._prefix_text = begin, tokenizer.decode([begin])
         self._rendered_heads: set[str] = set()
-        self._asked = self._cut = 0  # see `told_of_cut`
+        self._asked = self._cut = self._checked = self._without_engine = 0  # see `told`
+        self._difference = 0.0
 
-    def told_of_cut(self) -> str | None:
-        """What to say of prompts since the last call that lost tokens; None if none did."""
-        asked, cut = self._asked, self._cut
-        self._asked = self._cut = 0
-        if not cut:
-            return None
-        return (
-            f"{cut:,} of {asked:,} prompts are longer than the model's context of "
-            f"{self.max_length:,} tokens leaves room for; their first tokens were left out"
-        )
+    def told(self) -> list[str]:
+        """What to say of the requests since the last call: cut prompts, and what was checked."""
+        lines = []
+        if self._cut:
+            lines.append(
+                f"{self._cut:,} of {self._asked:,} prompts are longer than the model's context of "
+                f"{self.max_length:,} tokens leaves room for; their first tokens were left out"
+            )
+        if self._without_engine:
+            lines.append(
+                f"{self._without_engine:,} answers were generated in padded batches, because the "
+                "engine takes neither sharded weights nor mixed precision nor other models"
+            )
+        if self._checked:
+            lines.append(
+                f"{self._checked:,} requests scored alone too: the largest difference is "
+                f"{self._difference:.2g} nats"
+            )
+        self._asked = self._cut = self._checked = self._without_engine = 0
+        self._difference = 0.0
+        return lines
 
     @property
     def eot_token_id(self) -> int:
@@ -137,7 +185,7 @@ class HarnessLM(TemplateLM):
     @property
     def device(self) -> torch.device:
         """The model's device."""
-        return self.model.embed.weight.device
+        return next(self.model.parameters()).device
 
     @property
     def tokenizer_name(self) -> str:
@@ -170,16 +218,32 @@ class HarnessLM(TemplateLM):
             UserError: no chat template, or it refuses the messages even without a system message.
         """
         try:
-            text = _render(self._chat, chat_history, add_generation_prompt)
+            text = self._render(chat_history, add_generation_prompt)
         except UserError:
             rest = [message for message in chat_history if message["role"] != "system"]
             if len(rest) == len(chat_history):
                 raise
-            text = _render(self._chat, rest, add_generation_prompt)
+            text = self._render(rest, add_generation_prompt)
         # Lm-eval moves white space from the end of a prompt to its answer.
         if head := text[:_HEAD].rstrip():
             self._rendered_heads.add(head)
         return text
+
+    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        """Render messages as text with marked control tokens (`RenderedEncoder`).
+
+        A text without control tokens equals transformers' text.
+        """
+        arguments = self.template_arguments
+        if add_generation_prompt:
+            return self._chat.marked(messages, True, arguments)
+        *before, last = messages
+        final = {**last, "content": last["content"] + _FINAL_MARK}
+        text = self._chat.marked([*before, final], arguments=arguments)
+        at = text.find(_FINAL_MARK.strip())
+        if at < 0:
+            raise UserError("the chat template leaves out the message that is to be continued")
+        return text[:at] if text[at:].startswith(_FINAL_MARK) else text[:at].rstrip()
 
     @cached_property
     def _chat(self) -> ChatFormat:
@@ -214,12 +278,10 @@ class HarnessLM(TemplateLM):
     ) -> list[Score]:
         """Score each continuation after its context.
 
-        A score is the log-likelihood in nats, and whether greedy decoding gives the continuation.
-        Inputs that are too long lose tokens on the left. Requests with the same input share a row,
-        such as the one-token choices of a question.
+        Inputs that are too long lose tokens on the left.
         """
-        answers: list[Score] = [(0.0, True)] * len(requests)  # the score of an empty continuation
-        numbers: dict[tuple[int, ...], list[int]] = {}
+        self._refuse_reasoning()
+        asked: dict[int, Request] = {}
         for number, (_, context, continuation) in enumerate(requests):
             if len(continuation) > self.max_length:
                 raise UserError(
@@ -230,68 +292,47 @@ class HarnessLM(TemplateLM):
                 whole = (context or [self.prefix_token_id]) + continuation
                 self._asked += 1
                 self._cut += len(whole) > self.max_length + 1
-                numbers.setdefault(tuple(whole[-(self.max_length + 1) : -1]), []).append(number)
+                asked[number] = Request(whole[-(self.max_length + 1) :], len(continuation))
+        wanted = list(asked.values())
+        found = score(self.model, wanted, self.max_batch_tokens, self._bar_stream, self.kept)
+        self._check(wanted, found)
+        # The score of an empty continuation is that of a certain one.
+        scores = dict(zip(asked, found, strict=True))
+        return [scores.get(number, Score(0.0, True)) for number in range(len(requests))]
 
-        def score(batch: list[tuple[int, ...]]) -> list[list[Score]]:
-            return self._score(batch, [[requests[n][2] for n in numbers[row]] for row in batch])
+    def _refuse_reasoning(self) -> None:
+        """Choices are scored right behind the prompt, where a reasoning model would reason."""
+        if self.reasoning is None or not self._rendered_heads:
+            return
+        if not self.reasoning.is_off(self._render([{"role": "user", "content": "?"}], True)):
+            raise UserError(
+                "the task scores choices behind a prompt with reasoning: turn reasoning off "
+                "(--chat_template_kwargs '{\"enable_thinking\": false}', if the template knows it)"
+            )
 
-        batches = self._batches(list(numbers), len)
-        for batch, scores in zip(
-            batches,
-            self._run_batches(batches, score, "scoring", list(map(len, batches))),
-            strict=True,
-        ):
-            for row, row_scores in zip(batch, scores, strict=True):
-                for number, one in zip(numbers[row], row_scores, strict=True):
-                    answers[number] = one
-        return answers
-
-    def _score(
-        self, rows: list[tuple[int, ...]], targets: list[list[list[int]]]
-    ) -> list[list[Score]]:
-        """Scores of the targets that end one position after each row.
-
-        Only the positions of the targets pass through the head.
-        """
-        # Pad the rows, and collect for each target its positions in the flattened batch.
-        longest = max(map(len, rows))
-        ids = torch.zeros(len(rows), longest, dtype=torch.long)
-        places: list[int] = []
-        labels: list[int] = []
-        for number, (row, continuations) in enumerate(zip(rows, targets, strict=True)):
-            # Padding is on the right, so no causal position attends to it.
-            ids[number, : len(row)] = torch.tensor(row)
-            end = number * longest + len(row)
-            for continuation in continuations:
-                places += range(end - len(continuation), end)
-                labels += continuation
-        with measuring(self.model):
-            x_NC = self.model.hidden_states(ids.to(self.device)).flatten(0, 1)
-            logits_NV = self.model.logits(x_NC[torch.tensor(places, device=self.device)]).float()
-            labels_N = torch.tensor(labels, device=self.device)
-            losses = F.cross_entropy(logits_NV, labels_N, reduction="none").cpu().double()
-            greedy = (logits_NV.argmax(-1) == labels_N).cpu()
-        lengths = [len(continuation) for continuations in targets for continuation in continuations]
-        flat = iter(
-            [
-                (-float(loss.sum()), bool(hit.all()))
-                for loss, hit in zip(losses.split(lengths), greedy.split(lengths), strict=True)
-            ]
-        )
-        return [[next(flat) for _ in continuations] for continuations in targets]
+    def _check(self, requests: list[Request], found: list[Score]) -> None:
+        """Score some requests alone, and note the largest difference."""
+        for place in evenly_spaced(range(len(requests)), self.check_batching):
+            (alone,) = score(self.model, [requests[place]], len(requests[place].ids))
+            self._checked += 1
+            self._difference = max(self._difference, abs(alone.logprob - found[place].logprob))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generate the text after each context, up to the first stop string or `stop_ids`.
 
         Prompts that are too long lose tokens on the left. Settings that a request does not have
-        come from the model's generation_config, as in transformers' ``generate``. The position of a
-        request in the list is its seed. Repeated samples therefore differ, and a second call gives
-        the same texts.
+        come from the model's generation_config, as in transformers' ``generate``. The seed of a
+        request follows from its task, document and place in the document, and repeated samples are
+        counted. So an answer depends neither on the other requests nor on ``--limit``.
         """
-        groups: dict[Decoding, list[tuple[int, list[int]]]] = {}
-        for number, request in enumerate(requests):
+        prompts = []
+        repeats: Counter[int] = Counter()
+        for request in requests:
             context, arguments = request.args[:2]
             how = Decoding.from_request(arguments, self.max_gen_toks, self._generation_config)
+            if self.reasoning is not None:
+                most = sum(self.reasoning.limits(how.max_new_tokens))
+                how = dataclasses.replace(how, max_new_tokens=most)
             room = self.max_length - how.max_new_tokens
             if room < 1:
                 raise UserError(
@@ -301,87 +342,41 @@ class HarnessLM(TemplateLM):
             whole = self.tok_encode(context)
             self._asked += 1
             self._cut += len(whole) > room
-            prompt = whole[-room:] or [self.prefix_token_id]
-            groups.setdefault(how, []).append((number, prompt))
-        ends = self.stop_ids
-        jobs: list[tuple[Decoding, list[tuple[int, list[int]]]]] = []
-        for how, members in groups.items():
+            seed = _seed(request)
+            ids = whole[-room:] or [self.prefix_token_id]
+            prompts.append(Prompt(ids, how, seed, repeats[seed]))
+            repeats[seed] += 1
+        if self._engine_can():
+            assert isinstance(self.model, Transformer)
+            answers = engine_answers(
+                self.model, self.tokenizer, prompts, self.stop_ids,
+                pack=self.pack, max_running=self.batch_size, bar_stream=self._bar_stream,
+                kept=self.kept, reasoning=self.reasoning,
+            )  # fmt: skip
+            for request, answered in zip(requests, answers, strict=True):
+                ends = self.endings.setdefault(str(request.task_name), Counter())
+                ends.update(["asked"] if answered.ending is None else ["asked", answered.ending])
+            return [answered.text for answered in answers]
+        if self.reasoning is not None:
+            raise UserError(
+                "reasoning is separated by the engine only, which takes neither sharded weights "
+                "nor mixed precision nor other models"
+            )
+        self._without_engine += len(prompts)
+        size = self.batch_size or max(1, self.max_batch_tokens // self.max_length)
+        return padded_answers(
+            self.model, self.tokenizer, prompts, self.stop_ids, size, self._bar_stream
+        )
 
-            def size(member: tuple[int, list[int]], new: int = how.max_new_tokens) -> int:
-                return len(member[1]) + new
-
-            jobs += [(how, batch) for batch in self._batches(members, size)]
-
-        def answer(job: tuple[Decoding, list[tuple[int, list[int]]]]) -> list[str]:
-            how, members = job
-            seeds, prompts = [number for number, _ in members], [prompt for _, prompt in members]
-            with measuring(self.model):
-                return decode(self.model, self.tokenizer, prompts, how, seeds=seeds, stop_ids=ends)
-
-        answers = [""] * len(requests)
-        sizes = [len(members) for _, members in jobs]
-        for (_, members), texts in zip(
-            jobs, self._run_batches(jobs, answer, "generating", sizes), strict=True
-        ):
-            for (number, _), text in zip(members, texts, strict=True):
-                answers[number] = text
-        return answers
-
-    def _batches(self, items: list[Item], length: Callable[[Item], int]) -> list[list[Item]]:
-        """Split items into batches, the longest first.
-
-        Rows of a batch then have similar lengths, and a batch that exceeds the memory fails at
-        once.
-        """
-        batches: list[list[Item]] = []
-        room = 0
-        for item in sorted(items, key=length, reverse=True):
-            if room == 0:
-                batches.append([])
-                room = max(1, self.max_batch_tokens // max(1, length(item)))
-                room = room if self.batch_size is None else min(room, self.batch_size)
-            batches[-1].append(item)
-            room -= 1
-        return batches
-
-    def _run_batches(
-        self, batches: list[Item], work: Callable[[Item], Answer], what: str, sizes: list[int]
-    ) -> list[Answer]:
-        """Compute the answer to every batch, on every rank; each turn gives each rank one batch.
-
-        In the last turn, a rank without a batch repeats another one: all ranks must make the same
-        number of forward passes.
-        """
-        shared = dist.is_available() and dist.is_initialized()
-        rank, ranks = (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)
-        done: dict[int, Answer] = {}
-        bar = tqdm(total=sum(sizes), desc=what, unit="request", file=self._bar_stream,
-                   disable=self._bar_stream is None or rank > 0)  # fmt: skip
-        with bar:
-            for first in range(0, len(batches), ranks):
-                number = first + rank
-                answer = work(batches[min(number, len(batches) - 1)])
-                if number < len(batches):
-                    done[number] = answer
-                bar.update(sum(sizes[first : first + ranks]))
-        if shared:
-            parts: list[Any] = [None] * ranks
-            dist.all_gather_object(parts, done)
-            for part in parts:
-                done |= part
-        return [done[number] for number in range(len(batches))]
+    def _engine_can(self) -> bool:
+        """Whether the engine can run here: it computes in the weights' dtype, with all weights."""
+        return (
+            not isinstance(self.model, LogitsModel)
+            and not is_divided(self.model)
+            and not torch.is_autocast_enabled(self.device.type)
+        )
 
 
-def _render(chat: ChatFormat, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-    """Render messages as text with marked control tokens (`RenderedEncoder`).
-
-    A text without control tokens equals transformers' text.
-    """
-    if add_generation_prompt:
-        return chat.marked(messages, add_generation_prompt=True)
-    *before, last = messages
-    text = chat.marked([*before, {**last, "content": last["content"] + _FINAL_MARK}])
-    at = text.find(_FINAL_MARK.strip())
-    if at < 0:
-        raise UserError("the chat template leaves out the message that is to be continued")
-    return text[:at] if text[at:].startswith(_FINAL_MARK) else text[:at].rstrip()
+def _seed(request: Instance) -> int:
+    place = repr((request.task_name, request.doc_id, request.idx))
+    return int.from_bytes(hashlib.blake2b(place.encode(), digest_size=8).digest(), "little")

@@ -119,6 +119,7 @@ def run_task(
     limit: int | None = None,
     num_fewshot: int | None = None,
     apply_chat_template: bool = False,
+    system: str | None = None,
     log_samples: bool = False,
 ) -> dict[str, Any]:
     """Result of ``lm_eval.evaluate`` for one entry of `load_tasks`, the same on every rank.
@@ -133,6 +134,7 @@ def run_task(
         num_fewshot: worked examples before each question, unless the task fixes them to 0. None:
             the task's number.
         apply_chat_template: ask in the model's chat format, with examples as turns.
+        system: system message before each question.
         log_samples: keep the prompt and answer of every document under "samples".
     """
     from lm_eval.evaluator import evaluate
@@ -150,6 +152,7 @@ def run_task(
             limit=limit,
             bootstrap_iters=_BOOTSTRAP,
             log_samples=log_samples,
+            system_instruction=system,
             apply_chat_template=apply_chat_template,
             fewshot_as_multiturn=True,
         )

@@ -47,11 +47,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast-5m": {
         **_NANOCHAT, "vocab_size": 4096, "hidden_size": 256, "num_layers": 4,
         "num_heads": 2, "max_seq_len": 512, "value_embeddings": [1, 3], "smear_channels": 24,
+        "exclusive_attention": True,
     },
     "fast-50m": {
         **_NANOCHAT, "vocab_size": 8192, "hidden_size": 512, "num_layers": 8,
         "num_heads": 4, "max_seq_len": 2048, "value_embeddings": [1, 3, 5, 7],
-        "smear_channels": 24,
+        "smear_channels": 24, "exclusive_attention": True,
     },
     "smollm2-135m": {
         "vocab_size": 49152, "hidden_size": 576, "num_layers": 30, "num_heads": 9,

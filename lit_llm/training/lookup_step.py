@@ -47,11 +47,11 @@ def step_used_rows(
         used_V1 &= found_inf == 0
     if find_rows:
         rows = used_V1.flatten().nonzero().flatten()
-        grad, used, n, second = grad_VE[rows], 1.0, steps_V1[rows] + 1, second_VE[rows]
+        grad, used, n, second = grad_VE[rows], used_V1[rows], steps_V1[rows] + 1, second_VE[rows]
     else:
         # With `found_inf` the gradient may be infinite, and 0 * inf is nan.
-        grad, used = torch.where(used_V1, grad_VE, 0.0), used_V1.float()
-        n, second = steps_V1 + used, second_VE
+        grad, used, n = torch.where(used_V1, grad_VE, 0.0), used_V1, steps_V1 + used_V1
+        second = second_VE
     second = second + (grad.square() - second) * ((1 - beta2) * used)
     # As in Adam, the mean is divided by the sum of its weights. An unused row has no steps yet.
     mean_square = second / (1 - beta2 ** n.clamp(min=1))

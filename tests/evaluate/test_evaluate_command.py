@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ import torch
 import lit_llm.evaluate.run as run
 from lit_llm import Transformer, UserError
 from lit_llm.evaluate.command import evaluate_main, table, weights_fingerprint
+from lit_llm.evaluate.harness import HarnessLM
+from lit_llm.evaluate.run import run_task
 from tests.evaluate.own_tasks import write_task
 
 
@@ -123,6 +126,70 @@ def test_prompts_beyond_the_context_are_told(
     told = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
     assert [line.partition(":")[0] for line in told] == ["long", "texts"]
     assert told[0].startswith("long: 4 of 4 prompts are longer than the model's context of 128")
+
+
+def test_scores_do_not_depend_on_the_batches(
+    exported: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    no_default_tasks: list[bool],
+) -> None:
+    folder = tmp_path / "tasks"
+    write_task(folder, "mine", more="metric_list: [{metric: perplexity, aggregation: perplexity}]")
+    found = {}
+    for more in (["--max_batch_tokens", "3"], ["--check_batching", "2"]):
+        evaluate_main([str(exported), "--include", str(folder), "--tasks", "mine", "--json", "-",
+                       "--device", "cpu", *more])  # fmt: skip
+        said = capsys.readouterr()
+        found[more[0]] = json.loads(said.out)["metrics"][0]["value"]
+        told = [line for line in said.err.splitlines() if "largest difference" in line]
+        assert len(told) == (more[0] == "--check_batching")
+    assert told[0].startswith("mine: 2 requests scored alone too: the largest difference is ")
+    assert float(told[0].split()[-2]) < 1e-4
+    assert found["--max_batch_tokens"] == pytest.approx(found["--check_batching"], rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_of_another_dtype(
+    exported: Path, cache_dir: Path, capsys: pytest.CaptureFixture, dtype: str
+) -> None:
+    evaluate_main([str(exported), "--tasks", "stdlib_choice", "stdlib_complete", "--limit", "2",
+                   "--json", "-", "--device", "cpu", "--dtype", dtype])  # fmt: skip
+    content = json.loads(capsys.readouterr().out)
+    model = Transformer.from_pretrained(exported, getattr(torch, dtype))
+    assert content["weights_sha256"] == weights_fingerprint(model)
+    assert len(content["metrics"]) == 3
+
+
+def test_a_killed_command_goes_on(
+    exported: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    no_default_tasks: list[bool],
+) -> None:
+    folder = tmp_path / "tasks"
+    write_task(folder, "one")
+    write_task(folder, "two", more="description: Number\nmetric_list: [{metric: acc}]")
+    given = [str(exported), "--include", str(folder), "--tasks", "one", "two", "--device", "cpu",
+             "--json", "-", "--resume", str(tmp_path / "kept")]  # fmt: skip
+    real = run_task
+
+    def killed(lm: HarnessLM, task: dict, **settings: Any) -> dict:
+        if "two" in task["tasks"]:
+            raise KeyboardInterrupt
+        return real(lm, task, **settings)
+
+    monkeypatch.setattr("lit_llm.evaluate.command.run_task", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_main(given)
+    monkeypatch.undo()
+    capsys.readouterr()
+    evaluate_main(given)
+    said = capsys.readouterr()
+    assert f"one: 1 finished parts taken from {tmp_path / 'kept'}" in said.err
+    assert "two: " not in said.err and len(json.loads(said.out)["metrics"]) == 2
+    assert not list((tmp_path / "kept").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -65,9 +65,13 @@ def without_numbers(tree: Any) -> Any:
     return None if isinstance(tree, float) else tree
 
 
-def assert_equal_to_hf(ours: HarnessLM, hf: HFLM, names: tuple[str, ...], limit: int) -> None:
+def assert_equal_to_hf(
+    ours: HarnessLM, hf: HFLM, names: tuple[str, ...], limit: int, **how: Any
+) -> None:
     for name, task in load_tasks(names).items():
-        mine, theirs = (run_task(lm, task, limit=limit, log_samples=True) for lm in (ours, hf))
+        mine, theirs = (
+            run_task(lm, task, limit=limit, log_samples=True, **how) for lm in (ours, hf)
+        )
         mine_items, their_items = per_item(mine), per_item(theirs)
         # Texts and is_greedy
         assert without_numbers(mine_items[name]) == without_numbers(their_items[name])
@@ -83,10 +87,22 @@ def assert_equal_to_hf(ours: HarnessLM, hf: HFLM, names: tuple[str, ...], limit:
             assert one["n"] == other["n"] == limit
 
 
+@pytest.mark.parametrize(
+    ("num_fewshot", "chat", "max_batch_tokens"),
+    [(0, False, 64), (0, False, 8192), (5, False, 512), (5, True, 8192), (0, True, 64)],
+)
 def test_local_tasks_equal_the_hf_backend(
-    model: Transformer, tokenizer: Tokenizer, hf: HFLM, cache_dir: Path
-) -> None:
-    assert_equal_to_hf(HarnessLM(model, tokenizer), hf, LOCAL_TASKS, limit=6)
+    model: Transformer, tokenizer: Tokenizer, hf: HFLM, cache_dir: Path, monkeypatch: Any,
+    num_fewshot: int, chat: bool, max_batch_tokens: int,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(hf, "logits_cache", False)  # see below
+    names = LOCAL_TASKS
+    if chat:  # a template writes its own bos, where there is one; whole texts are no chats
+        monkeypatch.setattr(hf, "add_bos_token", False)
+        names = ("stdlib_choice", "stdlib_complete")
+    lm = HarnessLM(model, tokenizer, max_batch_tokens=max_batch_tokens)
+    assert_equal_to_hf(lm, hf, names, limit=6, num_fewshot=num_fewshot,
+                       apply_chat_template=chat)  # fmt: skip
 
 
 def test_loglikelihoods_equal_the_hf_backend(
@@ -186,6 +202,36 @@ def test_sampling_depends_on_the_place_alone(model: Transformer, tokenizer: Toke
     first = HarnessLM(model, tokenizer).generate_until(arguments)
     assert first == HarnessLM(model, tokenizer, batch_size=1).generate_until(arguments)
     assert len(set(first[:3])) == 3  # repeats of a request differ
+
+
+def test_a_packed_model_scores_the_same(exported: Path, tokenizer: Tokenizer) -> None:
+    plain, packed = (Transformer.from_pretrained(exported).eval() for _ in range(2))
+    pairs = requests("loglikelihood", PAIRS)
+    wanted = HarnessLM(plain, tokenizer).loglikelihood(pairs, True)
+    found = HarnessLM(packed, tokenizer, pack=True).loglikelihood(pairs, True)
+    assert any(parameter.is_mkldnn for parameter in packed.parameters())
+    assert not any(parameter.is_mkldnn for parameter in plain.parameters())
+    for one, other in zip(found, wanted, strict=True):
+        assert one[0] == pytest.approx(other[0], rel=0, abs=1e-4) and one[1] == other[1]
+
+
+def test_under_autocast_answers_come_from_padded_batches(
+    model: Transformer, tokenizer: Tokenizer
+) -> None:
+    """As in training with mixed precision. The engine computes in the weights' dtype only."""
+    how = {"until": ["e"], "max_gen_toks": 8}
+    asked = requests("generate_until", [("import", how), ("def f(", how), (LONG, how)])
+    pairs = requests("loglikelihood", PAIRS)
+    plain = HarnessLM(model, tokenizer).loglikelihood(pairs, True)
+    with torch.autocast("cpu", torch.bfloat16):
+        lm = HarnessLM(model, tokenizer, max_batch_tokens=90)
+        assert [lm.generate_until([one]) for one in asked] == [
+            [a] for a in lm.generate_until(asked)
+        ]
+        for one, other in zip(lm.loglikelihood(pairs, True), plain, strict=True):
+            assert one[0] == pytest.approx(other[0], rel=0.05)
+    told = lm.told()
+    assert told[1].startswith("6 answers were generated in padded batches") and lm.told() == []
 
 
 def test_leaves_the_model_and_the_generators_alone(
@@ -328,10 +374,10 @@ def test_smollm2_equals_the_hf_backend(cache_dir: Path, tmp_path: Path) -> None:
     smollm2.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     hf = HFLM(pretrained=str(tmp_path), device="cpu", batch_size=4)
-    ours = HarnessLM(smollm2, tokenizer)
-    assert_equal_to_hf(ours, hf, ("stdlib_choice",), limit=8)
+    ours = HarnessLM(smollm2, tokenizer, max_batch_tokens=512)
+    for how in ({}, {"num_fewshot": 5}, {"num_fewshot": 5, "apply_chat_template": True}):
+        assert_equal_to_hf(ours, hf, ("stdlib_choice", "stdlib_complete"), limit=4, **how)
     assert_equal_to_hf(ours, hf, ("stdlib_rolling",), limit=1)
-    assert_equal_to_hf(ours, hf, ("stdlib_complete",), limit=8)
     pairs = requests("loglikelihood", PAIRS)
     for one, other in zip(
         ours.loglikelihood(pairs, True), hf.loglikelihood(pairs, True), strict=True

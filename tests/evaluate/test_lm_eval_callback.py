@@ -11,8 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_llm import Checkpoint, CSVLogger, PretrainDataModule, PretrainModule, UserError
-from lit_llm.evaluate.callback import LMEvalCallback
+from lit_llm import (
+    Checkpoint,
+    CSVLogger,
+    PretrainDataModule,
+    PretrainModule,
+    Transformer,
+    TransformerConfig,
+    UserError,
+)
+from lit_llm.evaluate.callback import LMEvalCallback, _model_and_tokenizer
+from lit_llm.evaluate.harness import HarnessLM
+from lit_llm.evaluate.run import load_tasks, metric_rows, run_task
 
 TINY = {"hidden_size": 32, "num_layers": 1, "num_heads": 2}
 
@@ -158,6 +168,52 @@ def test_examples_before_the_question(tmp_path: Path, corpus: Path) -> None:
     assert len(evaluations(tmp_path)) == 2
 
 
+class OwnModule(L.LightningModule):
+    """Somebody's module: its model is found through ``logits`` alone."""
+
+    max_seq_len = 128
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Transformer(TransformerConfig(vocab_size=512, max_seq_len=128, **TINY))
+        for parameter in self.body.parameters():
+            nn.init.normal_(parameter, std=0.3)
+
+    def logits(self, input_ids: Tensor) -> Tensor:
+        return self.body(input_ids)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        logits = self.logits(batch["input_ids"]).flatten(0, 1)
+        return nn.functional.cross_entropy(logits, batch["labels"].flatten().long())
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        pass
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+
+def test_any_module_with_logits(tmp_path: Path, corpus: Path) -> None:
+    """Its values are those that trees and the engine give for the same weights."""
+    names = ["stdlib_choice", "stdlib_complete", "stdlib_rolling"]
+    torch.manual_seed(0)
+    module = OwnModule()
+    data = PretrainDataModule(corpus=str(corpus), seq_len=128, micro_batch_size=2, tokens=128 * 4,
+                              validate_every=2, eval_batch_size=64)  # fmt: skip
+    trainer = L.Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_model_summary=False,
+        enable_progress_bar=False, enable_checkpointing=False, limit_val_batches=1,
+        callbacks=[LMEvalCallback(names, limit=6, max_batch_tokens=300)],
+    )  # fmt: skip
+    trainer.fit(module, data)
+    lm = HarnessLM(module.body, data.tokenizer)
+    for name, task in load_tasks(names).items():
+        wanted = {row["metric"]: row["value"] for row in metric_rows(run_task(lm, task, limit=6))}
+        found = {row["metric"]: row["value"] for row in evaluations(tmp_path)
+                 if row["task"] == name}  # fmt: skip
+        assert found == pytest.approx(wanted, rel=1e-5) and found
+
+
 class TheirModule(L.LightningModule):
     """Somebody's model, which is no Transformer."""
 
@@ -186,5 +242,10 @@ def test_mistakes_are_told_before_training(tmp_path: Path, corpus: Path) -> None
         enable_checkpointing=False, limit_val_batches=0,
         callbacks=[LMEvalCallback(["stdlib_choice"])],
     )  # fmt: skip
+    theirs = TheirModule()
     with pytest.raises(UserError, match="`network` must be a lit_llm Transformer"):
-        trainer.fit(TheirModule(), data)
+        trainer.fit(theirs, data)
+    theirs.logits = theirs.network.forward  # type: ignore[assignment]
+    data.seq_len = None  # type: ignore[assignment]
+    with pytest.raises(UserError, match="the module needs max_seq_len"):
+        _model_and_tokenizer(trainer, theirs)

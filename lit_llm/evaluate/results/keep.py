@@ -6,7 +6,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,6 +25,9 @@ from lit_llm.io.atomic import write_text
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
+# Settings of the command that change scores or items. The dtype is that of the weights.
+_CHANGE_SCORES = ("limit", "cluster_by", "system", "chat_template_kwargs", "reasoning",
+                  "reasoning_tokens", "answer_tokens", "repeats")  # fmt: skip
 _OF_LM_EVAL = ("results", "versions", "n-shot", "n-samples")
 
 
@@ -32,8 +35,7 @@ class Keeper:
     """Writes each task's results as soon as it is done.
 
     Args:
-        settings: of the command: checkpoint, adapter, name, output, limit, num_fewshot,
-            apply_chat_template, cluster_by.
+        settings: of the command.
         model: the model.
         tokenizer: its tokenizer.
         loaded: `load_tasks`, not run yet.
@@ -65,8 +67,8 @@ class Keeper:
             }
         self.runs = {
             name: settings_fingerprint({
-                "tasks": tasks, "template": self.template, "limit": settings.limit,
-                "cluster_by": settings.cluster_by,
+                "tasks": tasks, "template": self.template,
+                **{key: getattr(settings, key) for key in _CHANGE_SCORES},
             })
             for name, tasks in self.fingerprints.items()
         }  # fmt: skip
@@ -96,8 +98,15 @@ class Keeper:
         """The results of a requested task, if the same model was asked the same before."""
         return self.evaluation.runs.get(name)
 
-    def keep(self, name: str, results: Mapping[str, Any]) -> None:
+    def keep(
+        self, name: str, results: Mapping[str, Any], more_rows: Sequence[dict[str, Any]] = ()
+    ) -> None:
         """Write the results of a requested task, and a line of history for each metric.
+
+        Args:
+            name: of the task.
+            results: of `run_task`, with its samples.
+            more_rows: rows of the printed table besides those of `metric_rows`.
 
         Raises:
             UserError: a document has no field ``cluster_by``, or the task has no items.
@@ -125,7 +134,7 @@ class Keeper:
             "fingerprint": self.runs[name],
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": shlex.join(["lit_llm", *sys.argv[1:]]),
-            "rows": rows,
+            "rows": [*rows, *more_rows],
             "lm_eval": {key: results.get(key, {}) for key in _OF_LM_EVAL},
         }
         self.evaluation.add(name, run, found, items)

@@ -61,14 +61,16 @@ class Engine:
     """Many requests on one model. `step` computes; `lit_llm.models.engine.loop` calls it.
 
     Args:
-        model: in evaluation mode. On a CPU its weights are packed here, see `pack_linears` and
-            `pack_experts`.
+        model: in evaluation mode.
         kv_tokens: budget of positions in slots.
         prefix_tokens: budget of positions in the prefix cache.
         step_tokens: prompt tokens in a step. None: 256 on a CPU, else 2,048.
         max_running: requests that are computed at the same time.
         adapters: name -> PEFT directory of a LoRA adapter of the model, see `MixedAdapters`.
         tokenizer: the model's, for requests with a grammar. None: they are refused.
+        pack: whether the model's weights are packed on a CPU, in place, see `pack_linears` and
+            `pack_experts`. Without, the model can be trained on, and the bits of an answer may
+            depend on the other answers.
     """
 
     def __init__(
@@ -80,14 +82,16 @@ class Engine:
         max_running: int = 256,
         adapters: Mapping[str, str | Path] | None = None,
         tokenizer: Tokenizer | None = None,
+        pack: bool = True,
     ):
         self.model, self.max_seq_len = model.eval(), model.config.max_seq_len
         self.adapters = MixedAdapters(model, adapters or {}, ROW_STEP)
         self.grammars = None
         if tokenizer is not None:
             self.grammars = Grammars(tokenizer, model.config.vocab_size)
-        pack_linears(model)
-        pack_experts(model, ROW_STEP)
+        if pack:
+            pack_linears(model)
+            pack_experts(model, ROW_STEP)
         weight, block = model.embed.weight, model.layers[0]
         assert isinstance(block, Block) and model.config.head_dim is not None
         self.device, self.dtype = weight.device, weight.dtype

@@ -41,17 +41,20 @@ def forest_attention(
     position[i] - position[j] < window.
 
     Args:
-        q_BHTD, k_BKTD, v_BKTD: float32 or bfloat16.
+        q_BHTD, k_BKTD, v_BKTD: float32 or bfloat16. With more keys than queries, the queries are
+            those of the last positions, and there is no backward pass.
         until_BT, position_BT: integers, see `Forest`.
         window: number of positions that a query sees on its path; 0 for all.
         scale: factor of the scores.
     """
     y_BHTD = heads_inside(q_BHTD)
-    for row, start, end, keys, hidden in _blocks(until_BT, position_BT, window, q_BHTD.dtype):
-        q = _grouped(q_BHTD[row, :, start:end], k_BKTD.shape[1])
+    past = k_BKTD.shape[2] - q_BHTD.shape[2]
+    for row, start, end, keys, hidden in _blocks(until_BT, position_BT, window, q_BHTD.dtype, past):
+        here = slice(start - past, end - past)
+        q = _grouped(q_BHTD[row, :, here], k_BKTD.shape[1])
         k, v = _read(k_BKTD[row], keys), _read(v_BKTD[row], keys)
         weights = _weights(q, k, hidden, scale)
-        y_BHTD[row, :, start:end] = torch.bmm(weights, v).view(-1, end - start, q.shape[2])
+        y_BHTD[row, :, here] = torch.bmm(weights, v).view(-1, end - start, q.shape[2])
     return y_BHTD
 
 
@@ -116,15 +119,16 @@ forest_attention.register_autograd(_backward, setup_context=_save)
 
 
 def _blocks(
-    until_BT: Tensor, position_BT: Tensor, window: int, dtype: torch.dtype
+    until_BT: Tensor, position_BT: Tensor, window: int, dtype: torch.dtype, past: int = 0
 ) -> Iterator[tuple[int, int, int, slice | Tensor, Tensor]]:
     """Yield (row, first query, end, keys that the block reads, hidden (t, n)) of each block.
 
+    The first ``past`` positions of a row have no query.
     ``hidden`` is -inf where a query does not see a key, and 0 elsewhere. Every query sees itself.
     """
     T = until_BT.shape[1]
     for row, (until, position) in enumerate(zip(until_BT, position_BT, strict=True)):
-        for start in range(0, T, _QUERIES):
+        for start in range(past, T, _QUERIES):
             end = min(T, start + _QUERIES)
             seen = until[:end] > start
             if window:
