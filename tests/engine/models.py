@@ -27,6 +27,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "per head": {"qk_norm": "per_head", "residual": "parallel", "rotary_fraction": 0.5},
     "one token back": {"smear_channels": 12, "value_embeddings": [0, 1], "embedding_mix": True,
                        "value_gate_channels": 8, "backout_layer": 0, "embedding_norm": True},
+    "even widths": {"num_kv_heads": 4, "intermediate_size": 128},
     "experts": {"num_experts": 4, "experts_per_token": 2, "expert_size": 24},
 }
 # fmt: on

@@ -20,6 +20,12 @@ def test_same_bits_in_any_company(kind: str) -> None:
     compare(kind, torch.bfloat16, 7, [(256, 1100, 1024)])
 
 
+def test_rows_of_even_widths_are_padded_to_two() -> None:
+    assert Engine(tiny(**KINDS["even widths"]), 256).row_step == 2
+    assert Engine(tiny(**KINDS["grouped heads"]), 256).row_step == 8
+    assert Engine(tiny(**{**KINDS["even widths"], **KINDS["experts"]}), 256).row_step == 8
+
+
 @pytest.mark.parametrize("kind", ["grouped heads", "soft cap"])
 def test_same_bits_with_either_order_of_the_products(
     kind: str, monkeypatch: pytest.MonkeyPatch

@@ -34,6 +34,7 @@ from lit_llm.models.engine.requests import (
     GenerationRequest,
     OnEvent,
 )
+from lit_llm.models.engine.rows import ROWS, row_step
 from lit_llm.models.engine.sampling import MOST_LOGPROBS, SamplingRow, choose
 from lit_llm.models.engine.scheduler import Scheduler
 from lit_llm.models.engine.sequence import Sequence as Running
@@ -42,18 +43,6 @@ from lit_llm.models.kernels.packed import pack_linears
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Block, Transformer
 
-ROWS = 32
-"""Most rows in one product of a decoding step.
-
-oneDNN has another kernel for more rows, whose sums have other bits
-(docs/decisions.md, "The same bits in any company").
-"""
-ROW_STEP = 8
-"""Rows are padded to a multiple of this number.
-
-A single row has a kernel of its own, with other bits. Elementwise kernels compute the last elements
-of a tensor one by one, with other functions than the rest; a multiple of 8 rows has no such rest.
-"""
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
@@ -83,12 +72,13 @@ class Engine:
         tokenizer: Tokenizer | None = None,
     ):
         self.model, self.max_seq_len = model.eval(), model.config.max_seq_len
-        self.adapters = MixedAdapters(model, adapters or {}, ROW_STEP)
+        self.row_step = row_step(model.config, bool(adapters))
+        self.adapters = MixedAdapters(model, adapters or {}, self.row_step)
         self.grammars = None
         if tokenizer is not None:
             self.grammars = Grammars(tokenizer, model.config.vocab_size)
         pack_linears(model)
-        pack_experts(model, ROW_STEP)
+        pack_experts(model, self.row_step)
         weight, block = model.embed.weight, model.layers[0]
         assert isinstance(block, Block) and model.config.head_dim is not None
         self.device, self.dtype = weight.device, weight.dtype
@@ -220,7 +210,7 @@ class Engine:
         sequences.sort(key=self._place)
         rows = [Row(*self._place(s), s.computed) for s in sequences]
         ids = [[s.tokens[s.computed]] for s in sequences]
-        ids += [[0]] * (-len(ids) % ROW_STEP)
+        ids += [[0]] * (-len(ids) % self.row_step)
         before = [s.tokens[s.computed - 1] for s in sequences]
         view = AnswerView(self.memory, rows, before, len(ids))
         names = [s.request.adapter for s in sequences]
@@ -236,7 +226,7 @@ class Engine:
     def _choose(self, block: list[tuple[Running, Tensor, SamplingRow]]) -> None:
         """Choose the next token of each sequence and tell it."""
         x_RC = torch.stack([x_C for _, x_C, _ in block])
-        padding = x_RC.new_zeros(-len(x_RC) % ROW_STEP, x_RC.shape[1])
+        padding = x_RC.new_zeros(-len(x_RC) % self.row_step, x_RC.shape[1])
         logits_RV = self.model.logits(torch.cat((x_RC, padding)))[: len(block)].float()
         tokens = choose(logits_RV, [row for _, _, row in block])
         for (sequence, _, _), token in zip(block, tokens, strict=True):
