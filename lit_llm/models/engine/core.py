@@ -25,7 +25,7 @@ from lit_llm.models.engine.experts import pack_experts
 from lit_llm.models.engine.grammar import Grammars
 from lit_llm.models.engine.memory import SlotMemory
 from lit_llm.models.engine.prefix import PrefixCache
-from lit_llm.models.engine.prompts import Chunk, PromptChunks
+from lit_llm.models.engine.prompts import Chunk, PromptChunks, even_position
 from lit_llm.models.engine.random_numbers import uniform
 from lit_llm.models.engine.requests import (
     Finished,
@@ -90,7 +90,13 @@ class Engine:
             kv_tokens, self.device, self.dtype,
         )  # fmt: skip
         self.scheduler = Scheduler(
-            self.table, step_tokens, max_running, self._moved, self._grown, self._taken
+            self.table,
+            step_tokens,
+            even_position(model),
+            max_running,
+            self._moved,
+            self._grown,
+            self._taken,
         )
         self.prefixes = PrefixCache(prefix_tokens)
         self.prompts = PromptChunks(model, self.table, self.memory, self.prefixes, self.adapters)

@@ -154,6 +154,23 @@ class PromptChunks:
         return ready
 
 
+def even_position(model: Transformer) -> float:
+    """Position from which a chunk's attention takes longer than its products with the weights.
+
+    Both have the same number of operations at twice this position. But attention's take twice as
+    long: they write and read the weights of all keys (docs/labbook/engine.md). Experts are not
+    counted, so that a step of their models rather has too few chunks than too many.
+    """
+    config = model.config
+    assert config.head_dim is not None
+    weights = sum(
+        module.in_features * module.out_features
+        for module in model.layers.modules()
+        if isinstance(module, nn.Linear)
+    )
+    return weights / (config.num_layers * 4 * config.num_heads * config.head_dim)
+
+
 @torch.inference_mode()
 def chunks_together(model: Transformer) -> int:
     """Number of chunks in one pass, at most `MOST_TOGETHER`, that gives each of them the same bits.
