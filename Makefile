@@ -20,6 +20,13 @@ LLAMA_CPP := .peers-npm
 LLAMA_CPP_VERSION := 3.22.1
 LLAMA_CPP_PLATFORM := $(subst Darwin-arm64,mac-arm64-metal,$(subst Linux-aarch64,linux-arm64,$(subst \
 	Linux-x86_64,linux-x64,$(shell uname -s)-$(shell uname -m))))
+# llama.cpp's server, built for this processor from the source that llama-cpp-python ships (about ten minutes on two
+# cores; needs cmake and a C++ compiler), and the package xllamacpp, built for any processor: what
+# benchmarks/serve.py compares with.
+LLAMA_SERVER := .peers-llama
+LLAMA_CPP_PYTHON := 0.3.36
+XLLAMACPP := .venv-xllamacpp
+XLLAMACPP_VERSION := 2026.10.11549
 # axe-core, the judge of our pages' accessibility: one file of JavaScript that the tests put into a page.
 AXE := .peers-axe
 AXE_VERSION := 4.14.1
@@ -28,7 +35,7 @@ DOCS := .venv-docs
 QUICKSTART_ARGS ?=
 SERVE_ARGS ?=
 
-.PHONY: setup quickstart serve-demo test test-all lint docs families lock llama-cpp axe peers benchmarks clean
+.PHONY: setup quickstart serve-demo test test-all lint docs families lock llama-cpp llama-server axe peers benchmarks clean
 
 setup: $(STAMP)
 
@@ -103,6 +110,23 @@ $(LLAMA_CPP)/.installed-$(LLAMA_CPP_VERSION):
 		node-llama-cpp@$(LLAMA_CPP_VERSION) @node-llama-cpp/$(LLAMA_CPP_PLATFORM)@$(LLAMA_CPP_VERSION)
 	@touch $@
 
+llama-server: $(LLAMA_SERVER)/llama-server $(XLLAMACPP)/.installed-$(XLLAMACPP_VERSION)
+
+$(LLAMA_SERVER)/llama-server: $(STAMP)
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: --dest $(LLAMA_SERVER) \
+		llama-cpp-python==$(LLAMA_CPP_PYTHON)
+	tar -xzf $(LLAMA_SERVER)/llama_cpp_python-$(LLAMA_CPP_PYTHON).tar.gz -C $(LLAMA_SERVER)
+	cmake -S $(LLAMA_SERVER)/llama_cpp_python-$(LLAMA_CPP_PYTHON)/vendor/llama.cpp -B $(LLAMA_SERVER)/build \
+		-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF \
+		-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_USE_PREBUILT_UI=OFF
+	cmake --build $(LLAMA_SERVER)/build --target llama-server --parallel
+	cp $(LLAMA_SERVER)/build/bin/llama-server $@
+
+$(XLLAMACPP)/.installed-$(XLLAMACPP_VERSION):
+	test -x $(XLLAMACPP)/bin/python || $(PYTHON) -m venv $(XLLAMACPP)
+	$(XLLAMACPP)/bin/python -m pip install --quiet --disable-pip-version-check xllamacpp==$(XLLAMACPP_VERSION)
+	@touch $@
+
 axe: $(AXE)/.installed-$(AXE_VERSION)
 
 $(AXE)/.installed-$(AXE_VERSION):
@@ -133,4 +157,4 @@ $(FINETUNE)/.installed: benchmarks/requirements-finetune.txt
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-peers $(DOCS) site $(DATATROVE) $(FINETUNE) $(LLAMA_CPP) $(AXE) runs
+	rm -rf .venv .venv-peers $(DOCS) site $(DATATROVE) $(FINETUNE) $(LLAMA_CPP) $(LLAMA_SERVER) $(XLLAMACPP) $(AXE) runs

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.kernels.eager import GatedSiLU, GatedSiLULinear, OneDNNLinear
+from lit_llm.models.kernels.eager import GatedSiLU, GatedSiLULinear, OneDNNLinear, call
 from lit_llm.models.kernels.fused import project
 
 
@@ -55,7 +55,7 @@ class MLP(nn.Module):
         if self.activation is F.silu and not torch.compiler.is_compiling():
             if isinstance(self.down_proj, OneDNNLinear) and gate.device.type == "cpu":
                 return GatedSiLULinear.apply(gate, up, self.down_proj.weight, self.down_proj.bias)
-            return self.down_proj(GatedSiLU.apply(gate, up))
+            return self.down_proj(call(GatedSiLU, gate, up))
         return self.down_proj(self.activation(gate) * up)
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.kernels.eager import RMSNormalize
+from lit_llm.models.kernels.eager import RMSNormalize, call
 
 
 class RMSNorm(nn.Module):
@@ -38,7 +38,7 @@ class RMSNorm(nn.Module):
                 F.rms_norm(x.float(), (self.size,), eps=self.eps) * (1 + self.weight.float())
             ).to(x.dtype)
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            return RMSNormalize.apply(x, self.weight, self.eps)
+            return call(RMSNormalize, x, self.weight, self.eps)
         # From torch 2.12 on, rms_norm returns float32 under CUDA's autocast. For half types the
         # kernel keeps its own float32 sum.
         with torch.autocast("cuda", enabled=False) if x.is_cuda else nullcontext():

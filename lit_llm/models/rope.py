@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.kernels.eager import Rotation
+from lit_llm.models.kernels.eager import Rotation, call
 
 
 def inverse_frequencies(size: int, theta: float, device: torch.device | None = None) -> Tensor:
@@ -43,14 +43,25 @@ def rope_cache(
     return angles.cos() * magnitude, angles.sin() * magnitude
 
 
+def for_each_channel(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Angles of all channels of a head, (..., seq, R), from those of the pairs, (..., seq, R/2).
+
+    `apply_rope` gives the same bits with them, in half of the time on a CPU, if all channels are
+    rotated (R = head_dim). It has no backward pass of its own for them.
+    """
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+
+
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate channel pairs (i, i + R/2) of ``x`` by the cached angles.
 
     ``x`` is (batch, heads, seq, head_dim) and the angles are (..., seq, R/2). The first R channels
-    are rotated; the other channels stay as they are.
+    are rotated; the other channels stay as they are. The angles may also be `for_each_channel`.
     """
+    if cos.shape[-1] == x.shape[-1]:
+        return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
     if not torch.compiler.is_compiling():
-        return Rotation.apply(x, cos, sin)
+        return call(Rotation, x, cos, sin)
     half = cos.shape[-1]
     x1, x2, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest), dim=-1)

@@ -35,7 +35,7 @@ from lit_llm.models.mixing import (
 from lit_llm.models.mlp import MLP, Experts, MixtureOfExperts
 from lit_llm.models.norm import HeadNorm, RMSNorm, build_norm
 from lit_llm.models.parallel.draws import NoDraws
-from lit_llm.models.rope import rope_cache
+from lit_llm.models.rope import for_each_channel, rope_cache
 
 if TYPE_CHECKING:
     from lit_llm.models.lora_config import LoRAConfig
@@ -270,9 +270,14 @@ class Transformer(nn.Module):
         # instead of stored, because a buffer left on the meta device would reinitialise a loaded
         # model.
         ropes: dict[str, tuple[Tensor, Tensor] | None] = {"none": None}
+        whole_rope = (
+            not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+            and self.config.rotary_size == self.config.head_dim
+        )
         for kind in {self.config.positions(i) for i in range(self.config.num_layers)} - {"none"}:
             cos, sin = rope_cache(self.config, positions, local=kind == "local")
-            ropes[kind] = cos.to(x_BTC.dtype), sin.to(x_BTC.dtype)
+            angles = cos.to(x_BTC.dtype), sin.to(x_BTC.dtype)
+            ropes[kind] = for_each_channel(*angles) if whole_rope else angles
         training = self.training and cache is None
         backends = self.backends if training else self.backends.for_evaluation()
         if cache is None:

@@ -31,12 +31,14 @@ PEERS = ("transformers", "litgpt", "nanochat")
         ),
         pytest.param("dedup.py", "exact 1.000 and near", marks=pytest.mark.slow),
         pytest.param("forgetting.py", "ended within", marks=pytest.mark.slow),
+        pytest.param("serve.py --contenders ours", "short_first", marks=pytest.mark.slow),
         pytest.param("end_to_end.py", "memory at 1 MB", marks=pytest.mark.slow),
     ],
 )
 def test_dry_run(script: str, said: str) -> None:
+    name, *options = script.split()
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / script), "--dry-run"],
+        [sys.executable, str(BENCHMARKS / name), *options, "--dry-run"],
         capture_output=True,
         text=True,
         check=False,

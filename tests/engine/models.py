@@ -28,6 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "one token back": {"smear_channels": 12, "value_embeddings": [0, 1], "embedding_mix": True,
                        "value_gate_channels": 8, "backout_layer": 0, "embedding_norm": True,
                        "bigram_rows": 200, "exclusive_attention": True},
+    "even widths": {"num_kv_heads": 4, "intermediate_size": 128},
     "experts": {"num_experts": 4, "experts_per_token": 2, "expert_size": 24},
 }
 # fmt: on

@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 
+from lit_llm.models.engine import answer_view
 from lit_llm.models.engine.core import Engine
 from lit_llm.models.engine.requests import Finished, GenerationRequest, SamplingSettings
 from lit_llm.models.generation.generate import generate
@@ -17,6 +18,21 @@ from tests.engine.models import KINDS, alone, answer, drive, requests, tiny
 @pytest.mark.parametrize("kind", KINDS)
 def test_same_bits_in_any_company(kind: str) -> None:
     compare(kind, torch.bfloat16, 7, [(256, 1100, 1024)])
+
+
+def test_rows_of_even_widths_are_padded_to_two() -> None:
+    assert Engine(tiny(**KINDS["even widths"]), 256).row_step == 2
+    assert Engine(tiny(**KINDS["grouped heads"]), 256).row_step == 8
+    assert Engine(tiny(**{**KINDS["even widths"], **KINDS["experts"]}), 256).row_step == 8
+
+
+@pytest.mark.parametrize("kind", ["grouped heads", "soft cap"])
+def test_same_bits_with_either_order_of_the_products(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which one is used depends on the processor."""
+    monkeypatch.setattr(answer_view, "KEYS_FIRST", not answer_view.KEYS_FIRST)
+    compare(kind, torch.bfloat16, 5, [(512, 1100, 1024)])
 
 
 @pytest.mark.slow

@@ -15,6 +15,9 @@ from lit_llm.models.engine.scheduler import Scheduler
 from lit_llm.models.engine.sequence import Sequence
 from lit_llm.models.engine.slots import CHUNK, Move, SlotTable, capacities
 
+EVEN = 300.0
+"""Position at which attention takes as long as the weights."""
+
 
 @pytest.mark.parametrize(
     ("length", "expected"),
@@ -60,11 +63,17 @@ def test_memory_follows_its_owner(events: list[tuple[int, int]]) -> None:
 class Simulation:
     """The scheduler's work without a model: every chunk and every token takes no time."""
 
-    def __init__(self, budget: int, step_tokens: int, max_running: int):
+    def __init__(self, budget: int, step_tokens: int, max_running: int, even: float = EVEN):
         self.table: SlotTable[Sequence] = SlotTable(capacities(1000), budget)
         self.grown = 0
         self.scheduler = Scheduler(
-            self.table, step_tokens, max_running, self._moved, self._grown, lambda capacity: None
+            self.table,
+            step_tokens,
+            even,
+            max_running,
+            self._moved,
+            self._grown,
+            lambda capacity: None,
         )
 
     def _moved(self, move: Move) -> None:
@@ -84,7 +93,11 @@ class Simulation:
     def step(self) -> None:
         plan = self.scheduler.plan()
         assert plan.chunks or plan.answers, "nothing goes on"
-        assert len(plan.chunks) <= self.scheduler.chunks_per_step
+        costs, begins = 0.0, {s: s.computed for s in plan.chunks}
+        for sequence in plan.chunks:
+            costs += self.scheduler.chunk_cost(begins[sequence])
+            begins[sequence] += CHUNK
+        assert len(plan.chunks) == 1 or costs <= self.scheduler.step_tokens
         places = [(s.capacity, self.table.index(s, s.capacity)) for s in plan.answers]
         assert len(places) == len(set(places))
         for sequence in plan.chunks:
@@ -150,7 +163,7 @@ def test_cancelled_sequences_leave_nothing() -> None:
 
 
 def test_a_long_prompt_stops_neither_answers_nor_short_prompts() -> None:
-    simulation = Simulation(9000, 256, 8)
+    simulation = Simulation(9000, 256, 8, even=900.0)
     answering = simulation.add(0, 5, 100)
     simulation.step()
     long = [simulation.add(i, 900, 5) for i in (1, 2)]
@@ -162,6 +175,18 @@ def test_a_long_prompt_stops_neither_answers_nor_short_prompts() -> None:
     for _ in range(10):
         simulation.step()
     assert all(sequence.new_tokens for sequence in long)
+
+
+def test_a_step_has_fewer_chunks_far_into_a_prompt() -> None:
+    """Attention over the earlier chunks takes most of the time there."""
+    simulation = Simulation(9000, 256, 8)
+    long = simulation.add(0, 900, 5)
+    steps = []
+    while long.waits_for_prompt:
+        before = long.computed
+        simulation.step()
+        steps.append(long.computed - before)
+    assert steps == [256, 128, 128, 128, 128, 128, 4]
 
 
 def test_ageing_brings_a_long_prompt_its_turn() -> None:

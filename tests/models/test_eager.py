@@ -17,10 +17,12 @@ from lit_llm.models.kernels.eager import (
     OneDNNLinear,
     RMSNormalize,
     Rotation,
+    call,
     traced_product,
     use_onednn,
 )
 from lit_llm.models.parallel.parallelize import parallelize
+from lit_llm.models.rope import apply_rope, for_each_channel
 from lit_llm.models.transformer import Transformer
 
 
@@ -36,6 +38,22 @@ def test_rotation(rotary: int) -> None:
     expected = torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest), -1)
     torch.testing.assert_close(Rotation.apply(x, cos, sin), expected)
     assert gradcheck(lambda t: Rotation.apply(t, cos, sin), (x,))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_angles_of_each_channel_rotate_to_the_same_bits(dtype: torch.dtype) -> None:
+    x = torch.randn(2, 5, 3, 8).to(dtype).transpose(1, 2)
+    angles = [part.to(dtype) for part in torch.randn(2, 2, 1, 5, 4)]
+    assert torch.equal(apply_rope(x, *for_each_channel(*angles)), apply_rope(x, *angles))
+
+
+def test_without_gradients_nothing_else_is_computed() -> None:
+    x, gain = torch.randn(2, 3, 8), torch.randn(8)
+    expected = call(RMSNormalize, x, gain.requires_grad_(), 1e-5)
+    assert expected.requires_grad
+    with torch.no_grad():
+        found = call(RMSNormalize, x, gain, 1e-5)
+    assert torch.equal(found, expected) and not found.requires_grad
 
 
 @pytest.mark.parametrize("gain", [True, False])

@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_llm.models.engine.core import ROW_STEP, ROWS, Engine
+from lit_llm.models.engine.core import Engine
 from lit_llm.models.engine.requests import (
     Event,
     Finished,
     GenerationRequest,
     SamplingSettings,
 )
+from lit_llm.models.engine.rows import ROWS, row_step
 from lit_llm.models.engine.slots import SMALLEST
 from lit_llm.models.kernels.packed import packs
 from lit_llm.models.transformer import Transformer
@@ -112,7 +113,7 @@ def _changed_products(model: Transformer, dtype: torch.dtype) -> Iterator[str]:
         rows = torch.randn(ROWS, size, device=device).to(dtype)
         if packs(weight):
             weight = torch.ops.mkldnn._reorder_linear_weight(weight)
-        if _rows_change(rows, weight):
+        if _rows_change(rows, weight, row_step(model.config, adapters=False)):
             yield f"{size} x {out}"
     config = model.config
     assert config.num_kv_heads is not None and config.head_dim is not None
@@ -126,11 +127,11 @@ def _changed_products(model: Transformer, dtype: torch.dtype) -> Iterator[str]:
             return
 
 
-def _rows_change(rows: Tensor, weight: Tensor) -> bool:
+def _rows_change(rows: Tensor, weight: Tensor, step: int) -> bool:
     whole = _linear(rows, weight)
     return any(
         not torch.equal(_linear(rows[begin : begin + count], weight), whole[begin : begin + count])
-        for count in range(ROW_STEP, ROWS, ROW_STEP)
+        for count in range(step, ROWS, step)
         for begin in (0, 1, ROWS - count)
     )
 

@@ -1,9 +1,9 @@
 """The engine's steps, without a thread: the same requests give the same steps.
 
-A step computes chunks of prompts one by one, then one token of every running answer in batches of
-at most `ROWS` rows, then the logits and the next tokens of both.
+A step computes chunks of prompts, then one token of every running answer in batches of at most
+`ROWS` rows, then the logits and the next tokens of both.
 
-Shapes: R rows, T positions of a chunk, C hidden width, V vocabulary.
+Shapes: R rows, C hidden width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from torch import Tensor
 
 from lit_llm.errors import UserError
 from lit_llm.models.engine.adapters import MixedAdapters
+from lit_llm.models.engine.answer_view import AnswerView, Row
 from lit_llm.models.engine.experts import pack_experts
 from lit_llm.models.engine.grammar import Grammars
 from lit_llm.models.engine.memory import SlotMemory
-from lit_llm.models.engine.prefix import PrefixCache, digests, root
+from lit_llm.models.engine.prefix import PrefixCache
+from lit_llm.models.engine.prompts import Chunk, PromptChunks, even_position
 from lit_llm.models.engine.random_numbers import uniform
 from lit_llm.models.engine.requests import (
     Finished,
@@ -32,27 +34,15 @@ from lit_llm.models.engine.requests import (
     GenerationRequest,
     OnEvent,
 )
+from lit_llm.models.engine.rows import ROWS, row_step
 from lit_llm.models.engine.sampling import MOST_LOGPROBS, SamplingRow, choose
 from lit_llm.models.engine.scheduler import Scheduler
 from lit_llm.models.engine.sequence import Sequence as Running
-from lit_llm.models.engine.slots import CHUNK, Move, SlotTable, capacities
-from lit_llm.models.engine.views import AnswerView, PromptView, Row
+from lit_llm.models.engine.slots import Move, SlotTable, capacities
 from lit_llm.models.kernels.packed import pack_linears
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Block, Transformer
 
-ROWS = 32
-"""Most rows in one product of a decoding step.
-
-oneDNN has another kernel for more rows, whose sums have other bits
-(docs/decisions.md, "The same bits in any company").
-"""
-ROW_STEP = 8
-"""Rows are padded to a multiple of this number.
-
-A single row has a kernel of its own, with other bits. Elementwise kernels compute the last elements
-of a tensor one by one, with other functions than the rest; a multiple of 8 rows has no such rest.
-"""
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
@@ -85,13 +75,14 @@ class Engine:
         pack: bool = True,
     ):
         self.model, self.max_seq_len = model.eval(), model.config.max_seq_len
-        self.adapters = MixedAdapters(model, adapters or {}, ROW_STEP)
+        self.row_step = row_step(model.config, bool(adapters))
+        self.adapters = MixedAdapters(model, adapters or {}, self.row_step)
         self.grammars = None
         if tokenizer is not None:
             self.grammars = Grammars(tokenizer, model.config.vocab_size)
         if pack:
             pack_linears(model)
-            pack_experts(model, ROW_STEP)
+            pack_experts(model, self.row_step)
         weight, block = model.embed.weight, model.layers[0]
         assert isinstance(block, Block) and model.config.head_dim is not None
         self.device, self.dtype = weight.device, weight.dtype
@@ -103,9 +94,16 @@ class Engine:
             kv_tokens, self.device, self.dtype,
         )  # fmt: skip
         self.scheduler = Scheduler(
-            self.table, step_tokens, max_running, self._moved, self._grown, self._taken
+            self.table,
+            step_tokens,
+            even_position(model),
+            max_running,
+            self._moved,
+            self._grown,
+            self._taken,
         )
         self.prefixes = PrefixCache(prefix_tokens)
+        self.prompts = PromptChunks(model, self.table, self.memory, self.prefixes, self.adapters)
         self._arrived = 0
 
     # Requests
@@ -173,13 +171,8 @@ class Engine:
         self._drop_cancelled()
         plan = self.scheduler.plan()
         ready: list[tuple[Running, Tensor]] = []  # with the input of the head, (C,)
-        for sequence in plan.chunks:
-            if sequence.finished or not sequence.waits_for_prompt:
-                continue  # it failed in this step, or the prefix cache had the chunk
-            with self._ends_on_error([sequence]):
-                x_C = self._chunk(sequence)
-                if x_C is not None:
-                    ready.append((sequence, x_C))
+        for chunks in self.prompts.passes(plan.chunks):
+            ready += self._chunks(chunks)
         for some in _blocks(sorted(plan.answers, key=self._place)):
             with self._ends_on_error(some):
                 ready += self._answers(some)
@@ -207,46 +200,19 @@ class Engine:
                 if sequence.finished is None:
                     self._finish(sequence, "error", error=f"{type(error).__name__} in the engine")
 
-    def _chunk(self, sequence: Running) -> Tensor | None:
-        """Compute a chunk of a prompt; return the last token's (C,) if the answer begins with it.
-
-        Chunks that the prefix cache has are copied before.
-        """
-        prompt = sequence.request.prompt
-        chain = self._digests(sequence)
-        index = self.table.index(sequence, sequence.capacity)
-        while (begin := sequence.computed) // CHUNK < len(chain):
-            entry = self.prefixes.get(chain[begin // CHUNK], prompt[begin : begin + CHUNK])
-            if entry is None:
-                break
-            self.memory.write(sequence.capacity, index, begin, entry.keys, entry.values)
-            sequence.computed += CHUNK
-            if not sequence.new_tokens:  # else it was preempted, and this is its own work
-                sequence.cached_tokens += CHUNK
-        end = min(begin + CHUNK, len(prompt))
-        ids = [*prompt[begin:end], *[0] * (begin + CHUNK - end)]
-        before = prompt[begin - 1] if begin else None
-        view = PromptView(
-            self.memory, sequence.capacity, index, begin, self.max_seq_len - 1, before
-        )
-        self.adapters.route([sequence.request.adapter], self.device)
-        x_1TC = self.model.hidden_states(torch.tensor([ids], device=self.device), cache=view)
-        sequence.computed = end
-        place = begin // CHUNK
-        if place < len(chain) and self.prefixes.keeps(chain[place], place):
-            kept = self.memory.read(sequence.capacity, index, begin, end)
-            self.prefixes.put(chain[place], ids, *kept)
-        if end < len(prompt):
-            return None
-        self.prefixes.touch(chain)
-        return None if sequence.new_tokens else x_1TC[0, end - begin - 1]
-
-    def _digests(self, sequence: Running) -> list[bytes]:
-        if sequence.digests is None:
-            request = sequence.request
-            begin = root(request.adapter, str(self.dtype), request.scope)
-            sequence.digests = list(digests(begin, request.prompt))
-        return sequence.digests
+    def _chunks(self, chunks: list[Chunk]) -> list[tuple[Running, Tensor]]:
+        """Compute chunks of prompts in one pass, or one by one if that fails."""
+        if len(chunks) > 1:
+            try:
+                return self.prompts.compute(chunks)
+            except Exception as error:
+                log.warning("a pass of the engine failed", exc_info=error)
+        ready = []
+        for chunk in chunks:
+            if chunk.sequence.finished is None:
+                with self._ends_on_error([chunk.sequence]):
+                    ready += self.prompts.compute([chunk])
+        return ready
 
     def _answers(self, sequences: list[Running]) -> list[tuple[Running, Tensor]]:
         """Compute one token of each answer; return those whose next token is not known yet."""
@@ -254,7 +220,7 @@ class Engine:
         sequences.sort(key=self._place)
         rows = [Row(*self._place(s), s.computed) for s in sequences]
         ids = [[s.tokens[s.computed]] for s in sequences]
-        ids += [[0]] * (-len(ids) % ROW_STEP)
+        ids += [[0]] * (-len(ids) % self.row_step)
         before = [s.tokens[s.computed - 1] for s in sequences]
         view = AnswerView(self.memory, rows, before, len(ids))
         names = [s.request.adapter for s in sequences]
@@ -270,7 +236,7 @@ class Engine:
     def _choose(self, block: list[tuple[Running, Tensor, SamplingRow]]) -> None:
         """Choose the next token of each sequence and tell it."""
         x_RC = torch.stack([x_C for _, x_C, _ in block])
-        padding = x_RC.new_zeros(-len(x_RC) % ROW_STEP, x_RC.shape[1])
+        padding = x_RC.new_zeros(-len(x_RC) % self.row_step, x_RC.shape[1])
         logits_RV = self.model.logits(torch.cat((x_RC, padding)))[: len(block)].float()
         tokens = choose(logits_RV, [row for _, _, row in block])
         for (sequence, _, _), token in zip(block, tokens, strict=True):

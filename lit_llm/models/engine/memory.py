@@ -16,8 +16,8 @@ from lit_llm.models.engine.slots import Move
 class SlotMemory:
     """Keys and values (N, K, S, D) of each layer, for each class of slots.
 
-    Memory is allocated as it is needed and never exceeds ``budget`` tokens, but for one layer of
-    one class while that class grows.
+    Memory is allocated as it is needed, twice as much each time, and never exceeds ``budget``
+    tokens, but for one layer of one class while that class grows.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class SlotMemory:
         dtype: torch.dtype,
     ):
         self.num_layers, self.num_kv_heads, self.budget = num_layers, num_kv_heads, budget
-        self._shape, self._options = (num_kv_heads, head_dim), {"device": device, "dtype": dtype}
+        self.device, self.dtype, self._shape = device, dtype, (num_kv_heads, head_dim)
         self._keys: dict[int, list[Tensor]] = {}
         self._values: dict[int, list[Tensor]] = {}
 
@@ -58,7 +58,7 @@ class SlotMemory:
                 if other != capacity:
                     self._resize(other, count)
         room = (self.budget - self.tokens) // capacity + there
-        self._resize(capacity, max(needed, min(room, needed + needed // 4)))
+        self._resize(capacity, max(needed, min(room, 2 * there)))
 
     def _resize(self, capacity: int, slots: int) -> None:
         there = self.allocated(capacity)
@@ -73,10 +73,9 @@ class SlotMemory:
         for tensors in (self._keys, self._values):
             layers = tensors.setdefault(capacity, [])
             for layer in range(self.num_layers):
+                new_NKSD = torch.empty(slots, K, capacity, D, device=self.device, dtype=self.dtype)
                 # Zeros: a key that no query sees has the weight 0, and 0 times NaN is NaN.
-                new_NKSD = torch.zeros(  # type: ignore[call-overload]
-                    slots, K, capacity, D, **self._options
-                )
+                new_NKSD[kept:].zero_()
                 if there:
                     new_NKSD[:kept] = layers[layer][:kept]
                     layers[layer] = new_NKSD

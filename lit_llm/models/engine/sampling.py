@@ -60,7 +60,8 @@ def choose(logits_RV: Tensor, rows: Sequence[SamplingRow]) -> list[GeneratedToke
     _penalize(logits_RV, rows)
     _mask(logits_RV, rows)
     possible_R = logits_RV.amax(-1).isfinite()
-    logits_RV[~possible_R] = 0.0
+    if not possible_R.all():
+        logits_RV[~possible_R] = 0.0
     chosen = [0] * len(rows)
     for greedy in (True, False):
         some = [i for i, row in enumerate(rows) if row.settings.is_greedy == greedy]

@@ -31,6 +31,8 @@ class Scheduler:
     Args:
         table: the slots.
         step_tokens: largest number of prompt tokens in a step. At least one chunk is computed.
+        even_position: position at which attention takes as long as the products with the weights.
+            A chunk that begins twice as far counts as two chunks, and so on.
         max_running: largest number of sequences with a slot.
         moved: called for each copy that closes a gap between slots.
         grown: called when a sequence's slot is now another one: the sequence and its old capacity.
@@ -42,13 +44,14 @@ class Scheduler:
         self,
         table: SlotTable[Sequence],
         step_tokens: int,
+        even_position: float,
         max_running: int,
         moved: Callable[[Move], None],
         grown: Callable[[Sequence, int], None],
         taken: Callable[[int], None],
     ):
         self.table, self.max_running = table, max_running
-        self.chunks_per_step = max(1, step_tokens // CHUNK)
+        self.step_tokens, self.even_position = step_tokens, even_position
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []  # in the order of their arrival
         self.preemptions = 0
@@ -154,13 +157,19 @@ class Scheduler:
         if move is not None:
             self._moved(move)
 
+    def chunk_cost(self, begin: int) -> float:
+        """What a chunk counts that begins at a position, in tokens."""
+        return CHUNK * max(1.0, begin / self.even_position)
+
     def _chunks(self) -> list[Sequence]:
         chunks: list[Sequence] = []
+        left = float(self.step_tokens)
         prompts = [s for s in self.running if s.waits_for_prompt]
         for sequence in sorted(prompts, key=self._urgency):
-            missing = -(-(sequence.prompt_length - sequence.computed) // CHUNK)
-            given = min(missing, self.chunks_per_step - len(chunks))
-            if given:
-                chunks += [sequence] * given
+            for begin in range(sequence.computed, sequence.prompt_length, CHUNK):
+                if chunks and self.chunk_cost(begin) > left:
+                    break
+                left -= self.chunk_cost(begin)
+                chunks.append(sequence)
                 sequence.served = self.step
         return chunks

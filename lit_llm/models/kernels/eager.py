@@ -15,6 +15,21 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
+class _Nothing:
+    """Stands for an autograd context; nothing is kept."""
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        """Keep nothing."""
+
+
+def call(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """``function.apply(*args)``; without autograd's books, a third of the time of a small one,
+    where no gradient is asked for."""
+    if torch.is_grad_enabled():
+        return function.apply(*args)
+    return function.forward(_Nothing(), *args)
+
+
 class Rotation(torch.autograd.Function):
     """`lit_llm.models.rope.apply_rope` with a backward pass.
 

@@ -1,6 +1,4 @@
-"""What the model sees of the slots in one forward pass: a chunk of a prompt, or a row an answer.
-
-Both play the part of `KVCache`.
+"""What the model sees of the slots while it computes one token of each of several answers.
 
 Shapes: B rows, N slots, H query heads, K key/value heads, G = H / K query heads of one key head,
 T new positions, S positions of a slot, D head width.
@@ -20,48 +18,9 @@ from lit_llm.models.engine.memory import SlotMemory
 from lit_llm.models.kernels.backends import Backends
 from lit_llm.models.masks import Mask
 
-
-class PromptView(KVCache):
-    """One slot, for a chunk of T tokens of a prompt; earlier chunks are in the slot.
-
-    Args:
-        memory: the slots.
-        capacity, index: of the slot.
-        length: positions of earlier chunks.
-        last: the context's last position.
-        before: id of the token before the chunk; None: the chunk is the prompt's first.
-    """
-
-    def __init__(
-        self,
-        memory: SlotMemory,
-        capacity: int,
-        index: int,
-        length: int,
-        last: int,
-        before: int | None,
-    ):
-        self._memory, self._place = memory, (capacity, index)
-        self.capacity, self.length, self._last, self._before = capacity, length, last, before
-
-    def remember(self, ids_BT: Tensor) -> Tensor:
-        """Return the ids of the chunk after the id before them, if any."""
-        if self._before is None:
-            return ids_BT
-        return torch.cat((ids_BT.new_tensor([[self._before]]), ids_BT), 1)
-
-    def positions(self, T: int) -> Tensor:
-        """Positions (T,). Those of the padding stay within the context."""
-        device = self._memory.layer(self.capacity, 0)[0].device
-        return torch.arange(self.length, self.length + T, device=device).clamp(max=self._last)
-
-    def update(self, layer: int, k_BKTD: Tensor, v_BKTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Write T new positions and return all keys and values so far: (1, K, length + T, D)."""
-        capacity, index = self._place
-        begin, end = self.length, self.length + k_BKTD.shape[2]
-        keys_KSD, values_KSD = (t[index] for t in self._memory.layer(capacity, layer))
-        keys_KSD[:, begin:end], values_KSD[:, begin:end] = k_BKTD[0], v_BKTD[0]
-        return keys_KSD[None, :, :end], values_KSD[None, :, :end]
+KEYS_FIRST = torch.cpu._is_amx_tile_supported()
+"""Whether keys times queries is faster than queries times keys: up to twice with AMX's products,
+15% slower without (docs/labbook/engine.md)."""
 
 
 @dataclass(frozen=True, order=True)
@@ -106,23 +65,23 @@ class _Batch:
         q_NKGD[self.local] = q_RKGD
         return q_NKGD
 
-    def bias(self, window: int | None) -> Tensor:
-        """float32 (N, 1, 1, S): 0 where a slot's query sees a key, else -inf."""
+    def bias(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """(N, 1, S): 0 where a slot's query sees a key, else -inf."""
         keys = torch.arange(self.capacity, device=self.last_N.device)
         last_N1 = self.last_N[:, None]
         seen_NS = keys <= last_N1
         if window is not None:
             seen_NS &= keys > last_N1 - window
-        bias_NS = torch.zeros(seen_NS.shape, device=keys.device).masked_fill_(~seen_NS, -torch.inf)
-        return bias_NS[:, None, None]
+        bias_NS = torch.zeros(seen_NS.shape, device=keys.device, dtype=dtype)
+        return bias_NS.masked_fill_(~seen_NS, -torch.inf)[:, None]
 
 
 class AnswerView(KVCache):
     """One new token for each of several answers, whose slots and lengths differ.
 
     Attention is two batched products over each class of slots, with the query heads of a key head
-    as rows and a softmax in float32 between them. All positions of a slot are multiplied, also
-    those that are empty: the shape then depends on the sequence's own length only.
+    as rows and a softmax between them, which adds up in float32. All positions of a slot are
+    multiplied, also those that are empty: the shape then depends on the sequence's own length only.
 
     Args:
         memory: the slots.
@@ -141,6 +100,7 @@ class AnswerView(KVCache):
         positions = [row.position for row in rows] + [0] * (padded - len(rows))
         self._positions = torch.tensor(positions, device=device)[:, None, None]
         assert rows == sorted(rows)
+        self._count = len(rows)
         self._batches, first = [], 0
         for _, group in itertools.groupby(rows, lambda row: row.capacity):
             some = list(group)
@@ -166,7 +126,15 @@ class AnswerView(KVCache):
     ) -> dict[int | None, Mask]:
         """No masks: `attend` knows the lengths. They are prepared for each kind of layer here."""
         windows = {config.window(layer) for layer in range(config.num_layers)}
-        self._biases = {w: [batch.bias(w) for batch in self._batches] for w in windows}
+        self._biases = {
+            window: [
+                batch.bias(window, self._memory.dtype).repeat_interleave(
+                    self._memory.num_kv_heads, 0
+                )
+                for batch in self._batches
+            ]
+            for window in windows
+        }
         return dict.fromkeys(windows)
 
     def attend(
@@ -177,7 +145,8 @@ class AnswerView(KVCache):
         K = k_BKTD.shape[1]
         q_BKGD = q_BHTD.reshape(B, K, H // K, D)
         scale = attention.scale or D**-0.5
-        y_BKGD = torch.zeros_like(q_BKGD)
+        y_BKGD = torch.empty_like(q_BKGD)
+        y_BKGD[self._count :] = 0
         for batch, bias in zip(self._batches, self._biases[attention.window], strict=True):
             keys_NKSD, values_NKSD = self._memory.layer(batch.capacity, attention.layer)
             for all_NKSD, new_BKTD in ((keys_NKSD, k_BKTD), (values_NKSD, v_BKTD)):
@@ -186,19 +155,25 @@ class AnswerView(KVCache):
                 )
             used = slice(batch.begin, batch.end)
             keys, values = keys_NKSD[used].flatten(0, 1), values_NKSD[used].flatten(0, 1)
-            q_NKGD = batch.spread(q_BKGD[batch.rows])
-            # Keys times queries is up to twice as fast as queries times keys.
-            scores = torch.bmm(keys, q_NKGD.flatten(0, 1).transpose(1, 2))
-            scores_NKGS = scores.transpose(1, 2).contiguous().unflatten(0, (-1, K))
+            queries = batch.spread(q_BKGD[batch.rows]).flatten(0, 1)
             if attention.softcap is None:
-                scores_NKGS = torch.add(bias, scores_NKGS, alpha=scale)
+                scores = _scores(bias, queries, keys, scale)
             else:
                 cap = attention.softcap
-                scores_NKGS = bias + cap * torch.tanh(scores_NKGS.float() * (scale / cap))
-            weights = scores_NKGS.softmax(-1).to(values.dtype).flatten(0, 1)
+                products = _scores(torch.zeros_like(bias), queries, keys, 1.0)
+                scores = bias + cap * torch.tanh(products.float() * (scale / cap))
+            weights = scores.softmax(-1).to(values.dtype)
             y_NKGD = torch.bmm(weights, values).unflatten(0, (-1, K))
             y_BKGD[batch.rows] = y_NKGD if batch.local is None else y_NKGD[batch.local]
         return y_BKGD.reshape(B, H, 1, D)
 
     def advance(self, T: int) -> None:
         """Nothing: the sequences know their lengths."""
+
+
+def _scores(bias: Tensor, queries: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """``bias`` (M, 1, S) + scale * queries (M, G, D) times keys (M, S, D): (M, G, S)."""
+    if KEYS_FIRST:
+        scores = torch.baddbmm(bias.mT, keys, queries.mT, alpha=scale)
+        return scores.mT.contiguous()
+    return torch.baddbmm(bias, queries, keys.mT, alpha=scale)
