@@ -139,7 +139,7 @@ def test_scores_do_not_depend_on_the_batches(
     found = {}
     for more in (["--max_batch_tokens", "3"], ["--check_batching", "2"]):
         evaluate_main([str(exported), "--include", str(folder), "--tasks", "mine", "--json", "-",
-                       "--device", "cpu", *more])  # fmt: skip
+                       "--device", "cpu", "--name", more[0].strip("-"), *more])  # fmt: skip
         said = capsys.readouterr()
         found[more[0]] = json.loads(said.out)["metrics"][0]["value"]
         told = [line for line in said.err.splitlines() if "largest difference" in line]

@@ -179,7 +179,9 @@ def chunks_together(model: Transformer) -> int:
     rows. So the products of the model are compared here, one of each shape. A model whose experts
     or `Smear` see the rows of all chunks computes each chunk by itself.
     """
-    if model.config.reads_token_before or any(isinstance(module, Experts) for module in model.modules()):
+    if model.config.reads_token_before or any(
+        isinstance(module, Experts) for module in model.modules()
+    ):
         return 1
     weight = model.embed.weight
     together = MOST_TOGETHER

@@ -27,7 +27,6 @@ from lit_llm.evaluate.command import evaluate_main
 from lit_llm.evaluate.items import task_texts
 from lit_llm.evaluate.run import load_tasks, metric_rows, run_task
 from lit_llm.evaluate.tasks import CODE_TASKS
-from tests.evaluate.test_evaluate_command import no_default_tasks  # noqa: F401
 
 BODY = "    return x + {number}\n"
 PROMPT = 'from math import floor\n\n\ndef add_{number}(x):\n    """Add {number} to x."""\n'
