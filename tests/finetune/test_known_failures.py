@@ -394,7 +394,7 @@ def linear_layers(model: Transformer) -> list[torch.nn.Linear]:
 # Test -> (file, the line that guards it, what stands there instead).
 MUTATIONS: dict[str, tuple[str, str, str]] = {
     "test_all_labels_masked_and_yet_a_loss_of_zero": (
-        "data/encoding.py", "if not any(path.learnt[1:].any() for path in coded.paths):",
+        "data/examples.py", "if not any(path.learnt[1:].any() for path in coded.paths):",
         "if False:",
     ),
     "test_the_header_of_the_answer_is_in_the_labels": (
