@@ -7,9 +7,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lit_llm.data.instructions import Split
 from lit_llm.data.preferences import PreferenceDataModule
 from lit_llm.errors import UserError
 from lit_llm.lightning_internals import log_reduced
@@ -130,11 +132,7 @@ class RewardModule(AdaptedModule):
     def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """The loss summed over the pairs: a scalar."""
         chosen, rejected = self.scores(batch).unflatten(0, (-1, 2)).unbind(1)
-        margin = None
-        if self._margin:
-            margin = batch["margin"]
-            if self.trainer.sanity_checking or not self._checked_margin:
-                self._check_margins(margin)
+        margin = batch["margin"] if self._margin else None
         compared, centred = bradley_terry(chosen, rejected, margin, self._center)
         self._measure(batch, chosen, rejected)
         total = (compared + centred).sum()
@@ -142,14 +140,6 @@ class RewardModule(AdaptedModule):
         assert isinstance(model, Transformer)
         router_loss = model.take_router_loss()
         return total if router_loss is None else total + router_loss * self.count(batch)
-
-    _checked_margin = False
-
-    def _check_margins(self, margin: Tensor) -> None:
-        """Raise UserError for a pair without a margin; the first batch is looked at."""
-        self._checked_margin = True
-        if bool(margin.isnan().any()):
-            raise UserError("model.margin: a row has no 'margin'; give all rows one, or set false")
 
     def _measure(self, batch: dict[str, Tensor], chosen: Tensor, rejected: Tensor) -> None:
         sums = {"pairs": chosen.new_tensor(len(chosen)), "chosen": chosen.sum(),
@@ -198,10 +188,20 @@ class RewardModule(AdaptedModule):
         log_reduced(self, {f"{stage}_{name}": value for name, value in values.items()})
 
     def setup(self, stage: str) -> None:
-        """As in `LanguageModule`; refuse judged answers."""
+        """As in `LanguageModule`; refuse judged answers, and pairs without a margin."""
         super().setup(stage)
-        if isinstance(self._datamodule, PreferenceDataModule) and self._datamodule.unpaired:
+        data = self._datamodule
+        if not isinstance(data, PreferenceDataModule):
+            return
+        if data.unpaired:
             raise UserError("data.unpaired=true: a reward model learns from pairs; leave it out")
+        splits: tuple[Split, ...] = ("train", "validation")
+        missing = sum(int(np.isnan(data.facts(split)["margin"]).sum()) for split in splits)
+        if self._margin and missing:
+            raise UserError(
+                f"model.margin: {missing:,} pairs have no 'margin'; give each a number, or set "
+                "model.margin=false"
+            )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a directory of sequence classification, padded with a token that ends no answer."""
