@@ -7,9 +7,10 @@
 Two models (a random Llama with a small width; SmolLM2-135M from its package), in float32, all
 weights trained. Both programs get the same base and the same ids of ragged pairs in the same order,
 four a step, sixteen in all, again and again. Ours come as packed trees, in which a prompt stands
-once, in two micro-batches; TRL's as padded rows, in one. Written down are the largest relative differences over 20 steps of the loss
-and of the gradient's norm, and the largest difference of the mean rewards of chosen and of rejected
-answers, over the largest reward of the run: rewards begin at 0.
+once, in two micro-batches; TRL's as padded rows, in one. Written down are the largest relative
+differences over 20 steps of the loss and of the gradient's norm, and the largest difference of the
+mean rewards of chosen and of rejected answers, over the largest reward of the run: rewards begin at
+0.
 
 Where the two define things differently, the rows are such that both mean the same:
 
