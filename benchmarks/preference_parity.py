@@ -302,12 +302,15 @@ def run(folder: Path, case: Case, steps: int, rate: float) -> tuple[Job, list[di
     return job, ours(job, case)
 
 
-def run_peer(python: Path, job: Job, case: Case) -> None:
+def run_peer(python: Path, jobs: list[tuple[Job, Case]]) -> None:
+    """Run the jobs by TRL in one process, whose imports take longest."""
     worker = Path(__file__).parent / "contenders/preference_trl.py"
-    file = Path(job.out) / "job.json"
-    file.write_text(json.dumps(asdict(job) | {"rows": rows_for_trl(case, job.rows)}))
+    files = []
+    for job, case in jobs:
+        files.append(Path(job.out) / "job.json")
+        files[-1].write_text(json.dumps(asdict(job) | {"rows": rows_for_trl(case, job.rows)}))
     env = {**os.environ, "OMP_WAIT_POLICY": "passive", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    command = [str(python), str(worker), str(file)]
+    command = [str(python), str(worker), *map(str, files)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     if done.returncode:
         sys.exit(done.stderr[-3000:])
@@ -332,10 +335,15 @@ def main() -> None:
             models = Path(temporary) / name
             models.mkdir()
             make_base(name, models / "base")
-            for number, loss in enumerate(args.losses):
-                case = CASES[loss]
-                job, mine = run(models / str(number), case, args.steps, RATES[name])
-                run_peer(args.peer, job, case)
+            made = [
+                run(models / str(number), CASES[loss], args.steps, RATES[name])
+                for number, loss in enumerate(args.losses)
+            ]
+            run_peer(
+                args.peer,
+                [(job, CASES[loss]) for (job, _), loss in zip(made, args.losses, strict=True)],
+            )
+            for (job, mine), loss in zip(made, args.losses, strict=True):
                 row = table[f"{name}, {loss}"] = compare(job, mine)
                 versions = row.pop("versions")
                 values = "  ".join(f"{measure} {value:.1e}" for measure, value in row.items())

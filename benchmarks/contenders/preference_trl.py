@@ -1,8 +1,8 @@
-"""One preference run by TRL, for preference_parity.py. Runs in .venv-finetune.
+"""Preference runs by TRL, for preference_parity.py. Runs in .venv-finetune.
 
-    python preference_trl.py JOB.json
+    python preference_trl.py JOB.json [JOB.json ...]
 
-The job's keys are those of ``Job`` in preference_parity.py. TRL gets token ids instead of texts, so
+A job's keys are those of ``Job`` in preference_parity.py. TRL gets token ids instead of texts, so
 the methods that tokenize are replaced; all else is its own. Loss, gradient norm and rewards of
 every step are written to the job's ``out`` folder.
 """
@@ -129,4 +129,5 @@ def train(job: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    train(json.loads(Path(sys.argv[1]).read_text()))
+    for file in sys.argv[1:]:
+        train(json.loads(Path(file).read_text()))
