@@ -31,7 +31,7 @@ def become_scorer(model: Transformer) -> None:
     model.lm_head = LMHead(model.config, model.head)
 
 
-def is_scorer(model: nn.Module) -> bool:
+def is_scorer(model: nn.Module | None) -> bool:
     """Whether the model's head gives scores."""
     return isinstance(model, Transformer) and model.head.out_features == 1
 
