@@ -306,7 +306,8 @@ def settings_of(config: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
 
 def test_settings_that_pages_name_are_there(capsys: pytest.CaptureFixture[str]) -> None:
     known = settings_of("pretrain/quickstart", capsys)
-    known |= settings_of("finetune/quickstart", capsys)
+    for preset in ("finetune/quickstart", "finetune/dpo", "finetune/reward"):
+        known |= settings_of(preset, capsys)
     pattern = r"`(?:--)?((?:data|model|trainer|checkpoint|spike_guard)\.[a-z0-9_.-]+)"
     # There the Trainer is an object of Python.
     pages = set(PAGES) - {DOCS / "lightning.md"}

@@ -29,7 +29,8 @@ COMMANDS = ("plan", "evaluate", "compare", "chat", "generate", "serve",
             "report", "launch", "tokenizer train", "tokenizer inspect", "corpus remove",
             "corpus explain")  # fmt: skip
 # Their constructors check, so Python and YAML get the same answer.
-CLASSES = ("PretrainModule", "SFTModule", "PretrainDataModule", "InstructionDataModule",
+CLASSES = ("PretrainModule", "SFTModule", "DPOModule", "RewardModule", "PretrainDataModule",
+           "InstructionDataModule", "PreferenceDataModule",
            "TransformerConfig", "LoRAConfig", "Sampling", "Checkpoint", "SpikeGuard",
            "SampleCallback", "RunReport", "ForgettingCheck", "GenerationCheck",
            "LMEvalCallback")  # fmt: skip

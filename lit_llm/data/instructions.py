@@ -25,7 +25,8 @@ from lit_llm.data.chat.chat_tokenizer import (
 from lit_llm.data.chat.stopping import learns_to_stop
 from lit_llm.data.chat.template import Message
 from lit_llm.data.conversations import Conversations, load_conversations
-from lit_llm.data.encoding import RowFormat, encoded_conversations
+from lit_llm.data.encoding import encoded_conversations
+from lit_llm.data.examples import ConversationEncoder, Encoder, RowFormat
 from lit_llm.data.order import RankSampler, stack_samples
 from lit_llm.data.packed_rows import PackedRows
 from lit_llm.data.packing import PackedOrder, pack
@@ -43,6 +44,7 @@ from lit_llm.settings.checks import check_types, plain_paths
 from lit_llm.settings.ranges import Range, check_ranges, positive
 from lit_llm.settings.replaced_settings import check_replaced
 
+Split = Literal["train", "validation"]
 FEW_STEPS = 50
 """Number of optimizer steps below which finetuning changes little."""
 RANGES: dict[str, Range] = {
@@ -298,7 +300,7 @@ class InstructionDataModule(TokenDataModule):
         """Data card of the examples: splits, tokens, and what was left out."""
         return self._find(quiet=True) / "datacard.json"
 
-    def examples(self, split: Literal["train", "validation"]) -> Conversations:
+    def examples(self, split: Split) -> Conversations:
         """The encoded examples of a split."""
         return load_conversations(self._find(quiet=True), split)
 
@@ -317,13 +319,10 @@ class InstructionDataModule(TokenDataModule):
                 train=self.sources,
                 validation=self.validation,
                 validation_fraction=self.validation_fraction,
-                row_format=self._row_format(),
-                chat=self.chat,
-                seq_len=self.seq_len,
+                encoder=self._encoder(),
                 bad_rows=self.bad_rows,
                 rehearsal=rehearsal,
                 policy=self.policy,
-                share_prefixes=self.share_prefixes,
             )
             if not quiet:
                 card = read_json(self.folder / "datacard.json")
@@ -331,8 +330,14 @@ class InstructionDataModule(TokenDataModule):
                     rank_zero_info(line)
         return self.folder
 
+    def _encoder(self) -> Encoder:
+        """Makes the examples of a row."""
+        return ConversationEncoder(
+            self._row_format(), self.chat, self.seq_len, self.policy, self.share_prefixes
+        )
+
     def _row_format(self) -> RowFormat:
-        """Conversion of rows to conversations.
+        """Conversion of rows to what is encoded.
 
         Its version depends on the source code of the methods that a subclass overrides.
         """
@@ -361,16 +366,29 @@ class InstructionDataModule(TokenDataModule):
             examples.lengths, self.seq_len, self.epochs, self.seed, self.packing
         )
         rows = self.order.rows
-        self.train_dataset = PackedRows(examples, rows, self.seq_len, self._pad_id)
+        self.train_dataset = self._rows("train", rows)
         self._make_steps(len(rows))
         self.steps = -(-len(rows) // self.rows_per_step)
         self._report_length(len(examples))
-        in_example = examples.weight_sums
+        in_example = self._items(examples)
         # Rows of the last step may be empty.
         in_row = np.zeros(self.steps * self.rows_per_step, in_example.dtype)
         in_row[: len(rows)] = [in_example[row].sum() for row in rows]
         self.supervised_tokens = in_row.reshape(self.steps, self.rows_per_step).sum(1)
         self.configure_trainer(validations=5)
+
+    def _rows(self, split: Split, rows: list[list[int]]) -> PackedRows:
+        """The dataset of these rows of examples."""
+        token_bytes = self.tokenizer.token_bytes() if split == "validation" else None
+        return PackedRows(self.examples(split), rows, self.seq_len, self._pad_id, token_bytes)
+
+    def _items(self, examples: Conversations) -> np.ndarray:
+        """What each example adds to the number by which a step's loss is divided, (examples,)."""
+        return examples.weight_sums
+
+    def _stack(self, samples: list[dict]) -> dict[str, Any]:
+        """Make a batch of the dataset's samples."""
+        return stack_samples(samples)
 
     def _make_steps(self, rows: int) -> None:
         """Make the batch smaller if ``rows`` would give fewer than ``min_steps`` steps."""
@@ -427,7 +445,7 @@ class InstructionDataModule(TokenDataModule):
         )
 
     def _collate_training(self, samples: list[dict]) -> dict:
-        batch: dict[str, Any] = stack_samples(samples)
+        batch = self._stack(samples)
         # Without packing, cut the batch to its longest example. Packed rows keep one shape for the
         # compiler.
         if not self.packing:
@@ -437,6 +455,9 @@ class InstructionDataModule(TokenDataModule):
             }
         step = int(batch["sample_id"][0]) // self.rows_per_step
         return {**batch, **self.step_counts(self.supervised_tokens[step].item())}
+
+    def _collate_validation(self, samples: list[dict]) -> dict[str, Any]:
+        return self._stack(samples)
 
     def val_dataloader(self) -> DataLoader:
         """The validation examples, packed, distributed over the ranks."""
@@ -448,11 +469,13 @@ class InstructionDataModule(TokenDataModule):
         # In sharded models, each forward pass needs all ranks, so all ranks get the same number of
         # rows.
         rows += [[] for _ in range(-len(rows) % self.world_size)]
-        dataset = PackedRows(
-            examples, rows, self.seq_len, self._pad_id, self.tokenizer.token_bytes()
-        )
         sampler = RankSampler(len(rows), self.rank, self.world_size)
-        return self.loader(dataset, self.eval_batch_size, sampler, stack_samples)
+        return self.loader(
+            self._rows("validation", rows),
+            self.eval_batch_size,
+            sampler,
+            self._collate_validation,
+        )
 
     def test_dataloader(self) -> DataLoader:
         """The validation split."""

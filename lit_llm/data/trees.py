@@ -114,6 +114,55 @@ def trees_of(paths: Sequence[TokenPath], capacity: int) -> list[Tree]:
     return builder.trees()
 
 
+def answers_tree(prompt: np.ndarray, answers: Sequence[TokenPath]) -> Tree:
+    """The tree of a prompt and its answers, which part right behind the prompt.
+
+    Unlike `trees_of` it keeps the answers apart where they begin with the same words, in the given
+    order, and the last token of each answer is an input too, without a label: a reward model reads
+    it. Each answer is a branch that begins with the prompt's last token.
+
+    Args:
+        prompt: token ids, int32 (n,), at least one.
+        answers: each answer without the prompt, at least one token.
+    """
+    shared = len(prompt) - 1
+    total = shared + sum(len(answer.ids) + 1 for answer in answers)
+    ids, labels = [prompt[:-1]], [np.full(shared, IGNORE, np.int32)]
+    until, position = [np.full(shared, total, np.int32)], [np.arange(shared, dtype=np.int32)]
+    end = shared
+    for answer in answers:
+        size = len(answer.ids) + 1
+        end += size
+        ids.append(np.concatenate((prompt[-1:], answer.ids)))
+        learnt = np.where(answer.learnt, answer.ids, IGNORE)
+        labels.append(np.append(learnt, IGNORE).astype(np.int32))
+        until.append(np.full(size, end, np.int32))
+        position.append(np.arange(shared, shared + size, dtype=np.int32))
+    return Tree(*map(np.concatenate, (ids, labels, until, position)))
+
+
+def answers_of(tree: Tree) -> tuple[np.ndarray, list[TokenPath]]:
+    """The prompt and the answers of an `answers_tree`."""
+    begins = answer_begins(tree)
+    ends = [*begins[1:], len(tree)]
+    ids, learnt = tree.input_ids, tree.labels != IGNORE
+    prompt = ids[: begins[0] + 1]
+    return prompt, [
+        TokenPath(ids[begin + 1 : end], learnt[begin : end - 1])
+        for begin, end in zip(begins, ends, strict=True)
+    ]
+
+
+def answer_begins(tree: Tree) -> list[int]:
+    """Where each branch of an `answers_tree` begins: places of the prompt's last token."""
+    breaks = np.flatnonzero(np.diff(tree.position) != 1) + 1
+    # The branches all begin at one distance from the root.
+    if len(breaks):
+        return [int(tree.position[breaks[0]]), *breaks.tolist()]
+    # A single branch begins with the token before the first label.
+    return [int(np.argmax(tree.labels != IGNORE))]
+
+
 def _common(one: np.ndarray, other: np.ndarray) -> int:
     """Number of equal tokens at the beginning of both."""
     length = min(len(one), len(other))

@@ -36,6 +36,7 @@ from lit_llm.fit.saved_config import with_absolute_paths
 from lit_llm.io.streams import say
 from lit_llm.lightning_internals import CLIHooks, set_rank
 from lit_llm.models.kernels.device import has_fast_bf16
+from lit_llm.models.scorer import is_scorer
 from lit_llm.plan.preflight import Preflight
 from lit_llm.report.callback import RunReport
 from lit_llm.report.forgetting import final_state
@@ -218,6 +219,7 @@ class TrainerCLI(CLIHooks, LightningCLI):
                     metrics,
                     chats=isinstance(self.datamodule, InstructionDataModule),
                     own_tokenizer=getattr(self.datamodule, "corpus_folder", None) is None,
+                    scores=is_scorer(getattr(self.model, "model", None)),
                 )
             )
         # The first process still writes the model and the report. The others wait, because
@@ -290,7 +292,11 @@ def default_precision(accelerator: str) -> str:
 
 
 def summary(
-    run: Path, metrics: dict[str, float], chats: bool = False, own_tokenizer: bool = True
+    run: Path,
+    metrics: dict[str, float],
+    chats: bool = False,
+    own_tokenizer: bool = True,
+    scores: bool = False,
 ) -> str:
     """Final message of a fit: result, two samples, files, and the next commands.
 
@@ -301,6 +307,7 @@ def summary(
         metrics: the metrics that the Trainer logged last.
         chats: the model was trained to answer, so the next command is a chat.
         own_tokenizer: the tokenizer is a setting of the run, not part of a finished corpus.
+        scores: the model scores texts and writes none, so no command follows.
     """
     lines = [""]
     if "val_bits_per_byte" in metrics:
@@ -322,6 +329,7 @@ def summary(
         step, end = state.get("global_step"), state.get("last_step")
         of = "" if step == end else f", of step {step:,}; the last one is {end:,}"
         lines.append(f"model:   {final} (a Hugging Face directory{of})")
+    if final.exists() and not scores:
         following = [["generate", final, *(["--chat"] if chats else []), "--prompt", prompt]]
         if chats:
             following.insert(0, ["chat", final])

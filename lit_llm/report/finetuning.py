@@ -8,16 +8,17 @@ from typing import Any
 
 from lit_llm.io.jsonl import an_object, read_rows
 
+_KINDS = ("instructions", "preferences", "judged")
 _COUNTS = ("examples", "tokens", "supervised_tokens", "truncated")
 
 
 def example_table(card: dict[str, Any]) -> list[dict[str, str]]:
-    """One row per split of an instruction data card.
+    """One row per split of a data card of examples.
 
     Columns: examples, tokens, share of tokens that are learnt, and truncated examples.
     """
     splits = card.get("splits")
-    if card.get("kind") != "instructions" or not isinstance(splits, dict):
+    if card.get("kind") not in _KINDS or not isinstance(splits, dict):
         return []
     rows = []
     for split, counts in splits.items():

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lit_llm.models.kernels.device import exact_dtype
+
+
+class KeepsDtype(nn.Module):
+    """A mixin of metrics whose sums keep their dtype.
+
+    ``trainer.precision=bf16-true`` casts the module with its metrics, and bfloat16 has 8 bits.
+    """
+
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ""
+    ) -> nn.Module:
+        # Moves the tensors to another device, but keeps their dtypes.
+        return super()._apply(lambda t: fn(t).to(t.dtype), exclude_state)  # type: ignore[arg-type]
 
 
 class LanguageModelMetrics(Metric):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
@@ -15,6 +15,7 @@ from lit_llm.data.base import data_rank_and_size
 from lit_llm.errors import UserError
 from lit_llm.lightning_internals import is_accumulating
 from lit_llm.models.parallel.sharded import local
+from lit_llm.training.metrics import KeepsDtype
 
 _DIVISOR = 4096.0
 """Preliminary divisor of a summed loss while the token count of the step is not known.
@@ -24,13 +25,12 @@ processes.
 """
 
 
-class LossMean(MeanMetric):
+class LossMean(KeepsDtype, MeanMetric):
     """A weighted mean in float32 that does not look for NaN.
 
     It differs from torchmetrics' `MeanMetric` in three points. A search for NaN would wait for the
-    device. With ``nan_strategy="disable"`` torchmetrics (1.9) sets every weight to 1. And
-    ``trainer.precision=bf16-true`` casts the module with its metrics; a bfloat16 mean is off by up
-    to 0.4%.
+    device. With ``nan_strategy="disable"`` torchmetrics (1.9) sets every weight to 1. And it keeps
+    its dtype: a bfloat16 mean would be off by up to 0.4%.
     """
 
     def __init__(self) -> None:
@@ -39,12 +39,6 @@ class LossMean(MeanMetric):
     def _cast_and_nan_check_input(self, x: Any, weight: Any = None) -> tuple[Tensor, Tensor]:
         weight = torch.ones_like(x) if weight is None else weight
         return x.float(), weight.float()
-
-    def _apply(
-        self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ""
-    ) -> nn.Module:
-        # Moves the tensors to another device, but keeps their dtypes.
-        return super()._apply(lambda t: fn(t).to(t.dtype), exclude_state)
 
 
 class LossScaling:

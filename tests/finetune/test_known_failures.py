@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +33,7 @@ from lit_llm.data.trees import Tree
 from lit_llm.models.hub.checkpoint import load_model
 from lit_llm.models.lora import apply_lora, lora_layers, merge_lora
 from lit_llm.models.token_rows import add_token_rows
+from tests.finetune.mutation import Mutation, check_fails
 
 Rows = list[dict[str, Any]]
 Data = Callable[..., InstructionDataModule]
@@ -392,9 +389,9 @@ def linear_layers(model: Transformer) -> list[torch.nn.Linear]:
 
 
 # Test -> (file, the line that guards it, what stands there instead).
-MUTATIONS: dict[str, tuple[str, str, str]] = {
+MUTATIONS: dict[str, Mutation] = {
     "test_all_labels_masked_and_yet_a_loss_of_zero": (
-        "data/encoding.py", "if not any(path.learnt[1:].any() for path in coded.paths):",
+        "data/examples.py", "if not any(path.learnt[1:].any() for path in coded.paths):",
         "if False:",
     ),
     "test_the_header_of_the_answer_is_in_the_labels": (
@@ -479,18 +476,4 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_each_test_fails_without_its_guard(name: str, tmp_path: Path) -> None:
-    package = tmp_path / "lit_llm"
-    shutil.copytree(Path(lit_llm.__file__).parent, package, ignore=shutil.ignore_patterns("*.pyc"))
-    file, guard, instead = MUTATIONS[name]
-    text = (package / file).read_text(encoding="utf-8")
-    assert guard in text, f"{file} has no {guard!r}"
-    (package / file).write_text(text.replace(guard, instead), encoding="utf-8")
-    done = subprocess.run(
-        # The copy stands before the repository, which pyproject.toml names as pytest's path.
-        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider",
-         "-o", f"pythonpath={tmp_path} .", f"{__file__}::{name}"],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
-    assert done.returncode == 1, done.stdout[-2000:]
-    assert f"::{name}" in done.stdout and "ERROR" not in done.stdout
+    check_fails(name, Path(__file__), MUTATIONS[name], tmp_path)

@@ -28,7 +28,7 @@ def prepare(messages: Any, policy: RowPolicy, knows_reasoning: bool) -> Any:
     answers = [n for n, message in enumerate(messages) if message.get("role") == "assistant"]
     if policy.train_on == "last":
         for n in answers[:-1]:
-            messages[n] = _not_learnt(messages[n])
+            messages[n] = not_learnt(messages[n])
     elif policy.train_on == "none-but-marked":
         for n in answers:
             messages[n] = _only_marked(messages[n])
@@ -79,7 +79,8 @@ def _with_thoughts(message: Message, policy: RowPolicy, knows_reasoning: bool) -
     return message
 
 
-def _not_learnt(message: Message) -> Message:
+def not_learnt(message: Message) -> Message:
+    """The message, marked as context."""
     return {key: value for key, value in message.items() if key not in _MARKS} | {"train": False}
 
 
@@ -92,11 +93,11 @@ def _only_marked(message: Message) -> Message:
         return message
     content = message.get("content")
     if any(message.get(key) is not None for key in _MARKS) or not isinstance(content, list):
-        return _not_learnt(message)
+        return not_learnt(message)
     parts = [part for part in content if isinstance(part, dict)]
     marked = [any(part.get(key) for key in _MARKS) for part in parts]
     if not any(marked) or len(parts) < len(content):
-        return _not_learnt(message)
-    chosen = [p if on else _not_learnt(p) for p, on in zip(parts, marked, strict=True)]
+        return not_learnt(message)
+    chosen = [p if on else not_learnt(p) for p, on in zip(parts, marked, strict=True)]
     # Words of the marked parts are learnt; thoughts and the turn's end belong to no part.
     return {**message, "content": chosen}

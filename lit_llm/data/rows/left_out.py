@@ -11,7 +11,7 @@ def left_out_of(card: dict[str, Any]) -> list[str]:
     too_long = card.get("too_long", {})
     what = {
         "shortened": f"shortened by {too_long.get('turns_left_off', 0):,} answers at their ends",
-        "dropped": "left out, because not even the first answer fits (data.too_long)",
+        "dropped": "left out, because a first answer, or a pair, must fit whole (data.too_long)",
         "cut": "cut inside an answer or behind a prompt",
     }
     for key, words in what.items():

@@ -22,7 +22,8 @@ _OF_MESSAGES = ("role", "content", "from", "value", "name", "tool_call_id", "rea
                 "tool_calls")  # fmt: skip
 _OF_ROWS = ("messages", "conversations", "prompt", "completion", "response", "question", "answer",
             "query", "instruction", "input", "output", "segments", "text", "system", "history",
-            "tools", "chat_template_kwargs", "split", "group", "weight", "id")  # fmt: skip
+            "tools", "chat_template_kwargs", "split", "group", "weight", "id", "chosen", "rejected",
+            "margin", "responses", "scores", "label")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -151,6 +151,19 @@ def _ranked(row: dict[str, Any], pairs: Pairs) -> Iterator[Preference]:
     yield from found
 
 
+def undecided(row: dict[str, Any]) -> tuple[int, int]:
+    """Comparisons of a scored row that make no pair: (of equal scores, of equal answers).
+
+    The row is one that `to_preferences` reads.
+    """
+    if row.get("responses") is None or row.get("scores") is None:
+        return 0, 0
+    responses, scores = parsed("responses", row["responses"]), parsed("scores", row["scores"])
+    compared = list(itertools.combinations(zip(responses, scores, strict=True), 2))
+    ties = sum(one[1] == other[1] for one, other in compared)
+    return ties, sum(a == b and x != y for (a, x), (b, y) in compared)
+
+
 def _judged(row: dict[str, Any]) -> Judged:
     label = row["label"]
     if label not in (0, 1) or isinstance(label, float):

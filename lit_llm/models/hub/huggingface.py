@@ -23,8 +23,10 @@ from lit_llm.models.config import TransformerConfig
 from lit_llm.models.hub import generation_config as generation
 from lit_llm.models.hub.config_json import config_from_hf, config_to_hf, family_of
 from lit_llm.models.hub.remote_code import write_modeling_file
+from lit_llm.models.hub.sequence_classification import SCORE, is_reward_config, reward_config
 from lit_llm.models.hub.tensor_layout import Layout
 from lit_llm.models.meta import meta_transformer
+from lit_llm.models.scorer import become_scorer, is_scorer
 from lit_llm.models.transformer import Transformer
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -249,10 +251,25 @@ def read_model(
     dtype: torch.dtype | None = None,
     prepare: Callable[[Transformer], None] | None = None,
     convert: Callable[[str, Tensor], dict[str, Tensor]] | None = None,
+    scorer: bool = False,
 ) -> Transformer:
-    """See `Transformer.from_pretrained`."""
+    """See `Transformer.from_pretrained`; with ``scorer`` read a reward model instead.
+
+    Raises:
+        UserError: also if the directory holds a model of the other kind.
+    """
     config, family = _config_and_family(folder)
+    if is_reward_config(read_json(folder / "config.json")) != scorer:
+        raise UserError(
+            f"{folder}: is a language model, not a reward model (...ForSequenceClassification)"
+            if scorer
+            else f"{folder}: is a reward model, not a language model; it scores answers"
+        )
+    if scorer:
+        config = dataclasses.replace(config, tie_embeddings=False)
     model = meta_transformer(config)
+    if scorer:
+        become_scorer(model)
     layout = Layout(
         config, {name: tensor.shape for name, tensor in model.state_dict().items()}, family
     )
@@ -264,6 +281,7 @@ def read_model(
     unknown = []
     embedding, head = _embedding_and_head(config, family).slots
     for name, tensor in iter_tensors(folder):
+        name = head if scorer and name == SCORE else name
         # A tied head is the embedding; some files hold only the head.
         theirs = layout.find(embedding if name == head and config.tie_embeddings else name)
         if theirs is None:
@@ -317,6 +335,8 @@ def write_model(
         config, {name: tensor.shape for name, tensor in state.items()}, family_of(config)
     )
     hf = config_to_hf(config, dtype or state["embed.weight"].dtype)
+    if is_scorer(model):
+        hf = reward_config(hf, family_of(config))
     ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id,
            "pad_token_id": config.pad_token_id}  # fmt: skip
     fields = {key: value for key, value in ids.items() if value is not None}
@@ -327,7 +347,17 @@ def write_model(
     _write_json(folder / "config.json", hf)
     if "auto_map" in hf:
         write_modeling_file(folder)
-    generation.write_generation_config(folder, fields)
+    if not is_scorer(model):
+        generation.write_generation_config(folder, fields)
+
+    head = (
+        next(n for n, slot in layout.slots.items() if "head.weight" in slot.ours)
+        if (is_scorer(model))
+        else None
+    )
+
+    def named(name: str) -> str:
+        return SCORE if name == head else name
 
     def saved(name: str) -> Tensor:
         tensor = layout.join(name, state).detach()
@@ -351,13 +381,13 @@ def write_model(
         if _WEIGHT_FILE.fullmatch(left.name) and "safetensors" in left.name:
             left.unlink()
     if len(shards) == 1:
-        save_tensors({name: saved(name) for name in shards[0]}, folder / "model.safetensors")
+        save_tensors({named(name): saved(name) for name in shards[0]}, folder / "model.safetensors")
         return
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         shard = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_tensors({name: saved(name) for name in names}, folder / shard)
-        weight_map |= dict.fromkeys(names, shard)
+        save_tensors({named(name): saved(name) for name in names}, folder / shard)
+        weight_map |= dict.fromkeys(map(named, names), shard)
     index = {
         "metadata": {"total_size": sum(size(name) for name in layout.slots)},
         "weight_map": weight_map,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lit_llm
+from lit_llm.models.scorer import is_scorer
 from lit_llm.training.callbacks.final_weights import Origin
 
 _NAME = "README.md"  # the Hub's name of a model card
@@ -23,8 +24,11 @@ def write_card(folder: Path, name: str, module: Any, origin: Origin) -> None:
     if (folder / _NAME).exists():
         return
     base = module.hparams.get("init_from")
+    task = (
+        "text-classification" if is_scorer(getattr(module, "network", None)) else "text-generation"
+    )
     lines = [
-        "---", "library_name: transformers", "pipeline_tag: text-generation", "---", "",
+        "---", "library_name: transformers", f"pipeline_tag: {task}", "---", "",
         f"# {name}", "",
         f"- Weights: {origin}.",
         *([f"- Trained from: {Path(str(base)).name}."] if base else []),

@@ -13,6 +13,7 @@ from lit_llm.data.base import TokenDataModule
 from lit_llm.io.jsonl import keep_until
 from lit_llm.models.generation.generate import generate, room_for
 from lit_llm.models.generation.sampling import Sampling
+from lit_llm.models.scorer import is_scorer
 from lit_llm.models.transformer import Transformer
 from lit_llm.settings.ranges import Range, check_ranges
 from lit_llm.training.strategy import is_sharded
@@ -28,7 +29,7 @@ class SampleCallback(L.Callback):
 
     The seed is fixed. A line is {"step", "tokens", "prompt", "text"}. A resumed run replaces the
     lines of the steps that it repeats. The callback needs a module whose ``network`` is a
-    `Transformer`, and a data module of lit_llm. Otherwise it does nothing.
+    `Transformer` that writes, and a data module of lit_llm. Otherwise it does nothing.
 
     Args:
         prompts: texts to continue. None: the beginnings of the first three validation documents.
@@ -55,6 +56,8 @@ class SampleCallback(L.Callback):
         data = _datamodule(trainer)
         model = getattr(pl_module, "network", None)
         if not isinstance(model, Transformer) or not isinstance(data, TokenDataModule):
+            return
+        if is_scorer(model):
             return
         texts = self.prompts if self.prompts is not None else data.sample_prompts
         if not texts or trainer.sanity_checking or trainer.state.fn != "fit":
