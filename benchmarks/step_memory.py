@@ -12,6 +12,7 @@ import contextlib
 import weakref
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import resident
 import torch
@@ -23,6 +24,8 @@ from lit_llm.models.config import TransformerConfig
 from lit_llm.models.lora import LoRAConfig, apply_lora
 from lit_llm.models.meta import meta_transformer
 from lit_llm.models.transformer import Transformer
+from lit_llm.training import optimizers
+from lit_llm.training.lookup_step import step_used_rows
 from lit_llm.training.optimizers import MuonAdamW, parameter_groups
 
 
@@ -71,6 +74,10 @@ def _autocast(enabled: bool) -> Iterator[None]:
         torch.set_autocast_enabled("cpu", False)
 
 
+def _step_all_rows(*tensors: torch.Tensor, **settings: Any) -> None:
+    step_used_rows(*tensors, **{**settings, "find_rows": False})
+
+
 def simulated_peak(
     config: TransformerConfig,
     batch: int,
@@ -102,7 +109,9 @@ def simulated_peak(
             loss.backward()
             del loss
             peak = memory.peak
-            stepper.step()
+            # Fake gradients do not say which rows of a table were used.
+            with mock.patch.object(optimizers, "step_used_rows", _step_all_rows):
+                stepper.step()
             stepper.zero_grad()
     return peak
 

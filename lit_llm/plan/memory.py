@@ -86,11 +86,11 @@ def training_memory(shape: ModelShape, setup: Setup) -> Memory:
     size = 2 if half else 4
     tokens = setup.micro_batch_size * setup.seq_len
     block = (shape.matrices - shape.width * shape.vocab_size) / shape.layers
-    # Optimizer states per weight: two float32 moments (AdamW), one for the matrices of the blocks
-    # (Muon), or two of one byte (8-bit).
+    # Optimizer states per weight: two float32 moments (AdamW), or two of one byte (8-bit). Beside
+    # Muon only the head has two: matrices of the blocks and lookup tables have one.
     moments = {
         "adamw": 8 * shape.params,
-        "muon_adamw": 4 * block * shape.layers + 8 * (shape.params - block * shape.layers),
+        "muon_adamw": 4 * shape.params + 4 * shape.width * shape.vocab_size,
         "adamw_8bit": 2 * shape.params,
     }[setup.optimizer]
     trained = 0.0 if setup.lora else 1.0

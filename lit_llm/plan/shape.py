@@ -49,7 +49,7 @@ class ModelShape:
     """Channels that value embeddings and mixed embeddings keep per token for the backward pass.
 
     These are gated rows of the tables, each block's input before `EmbeddingMix`, the first
-    embedding, and what `Smear` reads.
+    embedding, what `Smear` reads, rows of bigrams, and what exclusive attention reads.
     """
     most_cuts: int = 8
     """Largest tensor-parallel size with which `lit_llm fit` can train the model.
@@ -164,5 +164,10 @@ def _mixing_width(config: TransformerConfig) -> float:
     gated = len(config.value_embeddings or []) if config.value_gate_channels is not None else 0
     streams = config.num_layers + 1 if config.embedding_mix else 0
     streams += 2 if config.smear_channels is not None else 0
-    streams += 2 if config.bigram_rows is not None else 0  # the rows, and the rows times the scale
-    return gated * config.num_kv_heads * config.head_dim + streams * config.hidden_size
+    # In float32, which takes two channels of a half type: the rows, and the rows times the scale.
+    streams += 4 if config.bigram_rows is not None else 0
+    queries = config.num_heads * config.head_dim
+    values = config.num_kv_heads * config.head_dim
+    # The heads' outputs and values in float32, and the outputs that `o_proj` reads.
+    exclusive = config.num_layers * (3 * queries + 2 * values) if config.exclusive_attention else 0
+    return gated * values + exclusive + streams * config.hidden_size
