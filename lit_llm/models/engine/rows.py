@@ -15,14 +15,19 @@ VECTORS = 64
 narrowest dtype. They compute the last elements of a tensor one by one, with other functions."""
 FEWEST = 2
 """A single row has a kernel of its own, with other bits."""
+GATED = 32
+"""Rows of models with gates: two vectors of float32 with AVX-512. `VECTORS` for one number a row."""
 
 
 def row_step(config: TransformerConfig, adapters: bool) -> int:
     """Rows are padded to a multiple of this number: then no tensor has elements of two kinds.
 
     Two rows are enough if the width of every tensor is a multiple of `VECTORS`. Models with parts
-    that have other widths, and adapters, get eight.
+    that have other widths, and adapters, get eight. Gates have one number a row or a head, so
+    their models get `GATED`.
     """
+    if config.smear_channels is not None or config.value_gate_channels is not None:
+        return GATED
     assert config.num_kv_heads is not None and config.head_dim is not None
     assert config.intermediate_size is not None
     widths = [
