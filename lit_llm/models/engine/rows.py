@@ -16,7 +16,7 @@ narrowest dtype. They compute the last elements of a tensor one by one, with oth
 FEWEST = 2
 """A single row has a kernel of its own, with other bits."""
 GATED = 32
-"""Rows of models with gates: two vectors of float32 with AVX-512. `VECTORS` for one number a row."""
+"""Rows of models with gates, which have one number a row: two vectors of float32 with AVX-512."""
 
 
 def row_step(config: TransformerConfig, adapters: bool) -> int:
