@@ -57,8 +57,8 @@ def step_used_rows(
     mean_square = second / (1 - beta2 ** n.clamp(min=1))
     update = grad / (mean_square.sqrt_().add_(eps))
     if find_rows:
-        steps_V1[rows], second_VE[rows] = n, second
-        table_VE.index_add_(0, rows, update, alpha=-lr)
+        steps_V1[rows], second_VE[rows] = n, second.to(second_VE.dtype)
+        table_VE.index_add_(0, rows, update.to(table_VE.dtype), alpha=-lr)
     else:
         steps_V1.copy_(n)
         second_VE.copy_(second)

@@ -165,7 +165,6 @@ def test_a_killed_command_goes_on(
     exported: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
     no_default_tasks: list[bool],
 ) -> None:
     folder = tmp_path / "tasks"
@@ -180,12 +179,12 @@ def test_a_killed_command_goes_on(
             raise KeyboardInterrupt
         return real(lm, task, **settings)
 
-    monkeypatch.setattr("lit_llm.evaluate.command.run_task", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("lit_llm.evaluate.command.run_task", killed)
         evaluate_main(given)
-    monkeypatch.undo()
     capsys.readouterr()
-    evaluate_main(given)
+    # Another name, because a task that was finished is reused whole under the same one.
+    evaluate_main([*given, "--name", "again"])
     said = capsys.readouterr()
     assert f"one: 1 finished parts taken from {tmp_path / 'kept'}" in said.err
     assert "two: " not in said.err and len(json.loads(said.out)["metrics"]) == 2

@@ -122,7 +122,10 @@ def test_transformers_computes_the_same_without_lit_llm(tmp_path: Path) -> None:
         found = torch.load(Path(folder) / "found.pt")
         with torch.no_grad():
             logits = model(ids)
-        torch.testing.assert_close(found["logits"], logits, atol=1e-5, rtol=1e-5)
+        # A token that attends mostly to itself loses most of what its heads return, and rounding
+        # errors stay: they are compared with the largest logit.
+        close = {"atol": 1e-5 * max(1.0, logits.abs().max().item()), "rtol": 1e-5}
+        torch.testing.assert_close(found["logits"], logits, **close)
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
         torch.testing.assert_close(found["loss"], loss)
         assert found["greedy"][:, 17:].tolist() == generate(model, ids.tolist(), 50, GREEDY)
@@ -133,7 +136,7 @@ def test_transformers_computes_the_same_without_lit_llm(tmp_path: Path) -> None:
         for updated in (adapted(fields), loaded):
             with torch.no_grad():
                 logits = updated.eval()(ids)
-            torch.testing.assert_close(found["adapted"], logits, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(found["adapted"], logits, **close)
         again = Transformer.from_pretrained(Path(folder) / "again")  # what transformers saved
         assert again.config == model.config
         assert torch.equal(again(ids), model(ids))

