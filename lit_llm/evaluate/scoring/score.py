@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple, TextIO
 
 import numpy as np
+import torch
 
+from lit_llm.evaluate.measuring import measuring
 from lit_llm.evaluate.scoring.forward import ForwardPasses, TokenScores
 from lit_llm.evaluate.scoring.kept import KeptParts
 from lit_llm.evaluate.scoring.plain import LogitsModel, PlainPasses
@@ -48,6 +50,8 @@ def score(
         # a cache for itself.
         found = plan(requests, capacity, with_prefixes=_takes_prefixes(model))
         passes = ForwardPasses(model, found, capacity)
+        if is_divided(model):
+            _gather_ends(model)
     order = passes.order()
     sizes = [passes.sizes[part] for part in order]
     bar = progress(bar_stream, sum(sizes), "scoring", "token")
@@ -70,7 +74,16 @@ def score(
     return [Score(logprob, hit) for logprob, hit in zip(logprobs, greedy, strict=True)]
 
 
+def _gather_ends(model: Transformer) -> None:
+    """Gather the weights outside the blocks; all ranks call it together.
+
+    FSDP2 gathers them in ``forward`` only, and frees them in the next backward pass.
+    """
+    device = next(model.parameters()).device
+    with measuring(model):
+        model(torch.zeros(1, 1, dtype=torch.long, device=device), last_only=True)
+
+
 def _takes_prefixes(model: Transformer) -> bool:
-    # `Smear` mixes a token's embedding with that of the token before it, which a cache of keys does
-    # not hold for the first token of each branch.
-    return model.smear is None and not is_divided(model)
+    # The cache does not hold the token before the first token of each branch.
+    return not model.config.reads_token_before and not is_divided(model)
