@@ -14,6 +14,12 @@ from lm_eval.models.huggingface import HFLM
 from lit_llm import Tokenizer, Transformer, TransformerConfig
 
 
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results are written into the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama-like model of 128 positions that has an opinion about every token."""

@@ -17,12 +17,6 @@ from lit_llm.evaluate.run import run_task
 from tests.evaluate.own_tasks import write_task
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results are written into the current folder."""
-    monkeypatch.chdir(tmp_path)
-
-
 def test_table_and_json(
     exported: Path,
     cache_dir: Path,
