@@ -77,9 +77,11 @@ class MuonAdamW(torch.optim.Optimizer):
         found_inf: None, or a float scalar on the device. If it is 1, the step changes nothing,
             whatever the gradients are. Name and meaning are those of torch's fused optimizers.
             `SpikeGuard` sets it.
+        find_rows: how lookup tables are updated, see `step_used_rows`. None: True on a CPU.
     """
 
     found_inf: Tensor | None = None
+    find_rows: bool | None = None
 
     def __init__(self, groups: Iterable[dict[str, Any]]):
         defaults = {"muon": False, "lookup": False, "lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-10,
@@ -172,7 +174,7 @@ class MuonAdamW(torch.optim.Optimizer):
             beta2=group["betas"][1],
             eps=group["eps"],
             found_inf=self.found_inf,
-            find_rows=p.device.type == "cpu",
+            find_rows=p.device.type == "cpu" if self.find_rows is None else self.find_rows,
         )
 
     def _adamw_step(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:

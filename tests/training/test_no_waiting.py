@@ -20,8 +20,7 @@ from lit_llm import (
     SpikeGuard,
     ThroughputCallback,
 )
-from lit_llm.training import optimizers
-from lit_llm.training.lookup_step import step_used_rows
+from lit_llm.training.optimizers import MuonAdamW
 
 WAITS = {"aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::masked_select",
          "aten::is_nonzero", "aten::equal", "aten::unique_dim", "aten::_unique2"}  # fmt: skip
@@ -58,10 +57,6 @@ class Steps(L.Callback):
         self.watch.step = -1
 
 
-def step_all_rows(*tensors: torch.Tensor, **settings: Any) -> None:
-    step_used_rows(*tensors, **{**settings, "find_rows": False})
-
-
 @pytest.mark.parametrize("optimizer", ["muon_adamw", "adamw"])
 @pytest.mark.parametrize("documents", [False, True])
 def test_only_logged_steps_wait(
@@ -72,7 +67,7 @@ def test_only_logged_steps_wait(
     documents: bool,
 ) -> None:
     # As on a GPU: a CPU looks for the used rows of a table.
-    monkeypatch.setattr(optimizers, "step_used_rows", step_all_rows)
+    monkeypatch.setattr(MuonAdamW, "find_rows", False)
     watch = Watch()
     module = PretrainModule(
         {"hidden_size": 32, "num_layers": 2, "num_heads": 2}, optimizer=optimizer, compile=False
